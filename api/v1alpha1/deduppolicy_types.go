@@ -1,0 +1,569 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// DedupPolicy says how to recognise a message that was seen before, how long to remember
+// it, and where. The operator runs one dedupd deployment for it, which answers Check for
+// each message of the consumers that name this policy.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=ddp,categories=dedup
+// +kubebuilder:printcolumn:name="Strategy",type=string,JSONPath=`.spec.key.strategy`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
+// +kubebuilder:printcolumn:name="TTL",type=string,JSONPath=`.spec.ttl`
+// +kubebuilder:printcolumn:name="Store",type=string,JSONPath=`.status.store`
+// +kubebuilder:printcolumn:name="Endpoint",type=string,JSONPath=`.status.endpoint`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 52",message="metadata.name: at most 52 characters, so that <name>-dedupd is a valid name for every child object"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name: lower-case letters, digits and '-', starting with a letter and without dots, because a Service is named after it"
+type DedupPolicy struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// What to recognise, for how long, and where it is remembered.
+	// +required
+	Spec DedupPolicySpec `json:"spec"`
+
+	// What the operator has observed. Written by the operator only.
+	// +optional
+	Status DedupPolicyStatus `json:"status,omitempty"`
+}
+
+// DedupPolicyList is a list of policies.
+//
+// +kubebuilder:object:root=true
+type DedupPolicyList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []DedupPolicy `json:"items"`
+}
+
+// DedupPolicySpec is the desired behaviour of a policy.
+//
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Claim' || !has(self.claim)",message="claim: only with mode: Claim; with mode: Mark remove it"
+// +kubebuilder:validation:XValidation:rule="self.mode != 'Claim' || duration(has(self.claim) && has(self.claim.lease) ? self.claim.lease : '30s') < duration(self.ttl)",message="claim.lease: must be shorter than ttl, so that a claim's record outlives its lease (the default lease is 30s)"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.replicas) || self.deployment.replicas == 1",message="deployment.replicas: must be 1 with store.memory, whose marks live in a single process; use store.redis for more replicas"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.autoscaling)",message="deployment.autoscaling: not with store.memory, whose marks live in a single process; use store.redis"
+// +kubebuilder:validation:XValidation:rule="self.epoch >= oldSelf.epoch",message="epoch: never goes down, or marks of an earlier key space would be taken for marks of this one"
+// +kubebuilder:validation:XValidation:rule="self.key == oldSelf.key || self.epoch > oldSelf.epoch",message="key: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
+// +kubebuilder:validation:XValidation:rule="self.scope == oldSelf.scope || self.epoch > oldSelf.epoch",message="scope: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
+// +kubebuilder:validation:XValidation:rule="(has(self.store.redis) == has(oldSelf.store.redis) && has(self.store.postgres) == has(oldSelf.store.postgres) && has(self.store.memory) == has(oldSelf.store.memory)) || self.epoch > oldSelf.epoch",message="store: another kind of store starts with an empty history; to accept that, raise epoch in the same change"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || !has(oldSelf.store.redis) || (self.store.redis.keyPrefix == oldSelf.store.redis.keyPrefix && self.store.redis.keyFormat == oldSelf.store.redis.keyFormat) || self.epoch > oldSelf.epoch",message="store.redis.keyPrefix, store.redis.keyFormat: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
+type DedupPolicySpec struct {
+	// How a message becomes the key by which it is recognised.
+	// +required
+	Key KeySpec `json:"key"`
+
+	// How long a message is remembered, on the store's clock, counted from its mark or its
+	// completion. Longer than any repeat may be delayed. A duration such as 90s, 1h or 168h;
+	// at least 1s, at most 87600h.
+	// +required
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('87600h')",message="ttl: between 1s and 87600h"
+	TTL Duration `json:"ttl"`
+
+	// Mark checks and marks in one step: for consumers that acknowledge before they process,
+	// or whose loss of a message on a crash is acceptable. Claim grants a lease first and
+	// remembers the message only once the consumer completes it: nothing is lost when a
+	// consumer crashes in between.
+	// +optional
+	// +kubebuilder:default=Mark
+	Mode Mode `json:"mode,omitempty"`
+
+	// Settings of mode Claim.
+	// +optional
+	Claim *ClaimSpec `json:"claim,omitempty"`
+
+	// The generation of the key space. A change that makes remembered messages unrecognisable
+	// (key, scope, the store's kind, keyPrefix, keyFormat) needs a higher epoch; from 2 on the
+	// epoch is part of every stored key, so that old and new marks never mix.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000
+	Epoch int64 `json:"epoch,omitempty"`
+
+	// Who shares what is remembered. Consumer: each consumer (workload) sees each message once,
+	// and two consumers never hide each other's messages. Policy: all consumers share.
+	// +optional
+	// +kubebuilder:default=Consumer
+	Scope Scope `json:"scope,omitempty"`
+
+	// Enforce answers what was decided. Shadow decides and counts, but lets every message
+	// through: for watching a policy on live traffic before it drops anything.
+	// +optional
+	// +kubebuilder:default=Enforce
+	Enforcement Enforcement `json:"enforcement,omitempty"`
+
+	// What happens while the store cannot answer. FailClosed: checks fail with UNAVAILABLE and
+	// consumers retry. FailOpen: messages are let through as UNCHECKED, possibly twice.
+	// +optional
+	// +kubebuilder:default=FailClosed
+	OnStoreFailure FailurePolicy `json:"onStoreFailure,omitempty"`
+
+	// Where messages are remembered. Exactly one member.
+	// +required
+	Store StoreSpec `json:"store"`
+
+	// How dedupd runs for this policy.
+	// +optional
+	Deployment *DeploymentSpec `json:"deployment,omitempty"`
+}
+
+// Duration is a duration in Go's notation, such as 90s or 1h30m, kept as it was written.
+//
+// +kubebuilder:validation:Type=string
+type Duration string
+
+// Mode says in how many steps a message is remembered.
+//
+// +kubebuilder:validation:Enum=Mark;Claim
+type Mode string
+
+// The modes.
+const (
+	ModeMark  Mode = "Mark"
+	ModeClaim Mode = "Claim"
+)
+
+// Scope says who shares what is remembered.
+//
+// +kubebuilder:validation:Enum=Consumer;Policy
+type Scope string
+
+// The scopes.
+const (
+	ScopeConsumer Scope = "Consumer"
+	ScopePolicy   Scope = "Policy"
+)
+
+// Enforcement says whether decisions bind.
+//
+// +kubebuilder:validation:Enum=Enforce;Shadow
+type Enforcement string
+
+// The enforcements.
+const (
+	EnforcementEnforce Enforcement = "Enforce"
+	EnforcementShadow  Enforcement = "Shadow"
+)
+
+// FailurePolicy says what happens while the store cannot answer.
+//
+// +kubebuilder:validation:Enum=FailClosed;FailOpen
+type FailurePolicy string
+
+// The failure policies.
+const (
+	FailClosed FailurePolicy = "FailClosed"
+	FailOpen   FailurePolicy = "FailOpen"
+)
+
+// KeyStrategy names the way a message becomes a key.
+//
+// +kubebuilder:validation:Enum=MessageID;ContentHash;Composite
+type KeyStrategy string
+
+// The key strategies.
+const (
+	StrategyMessageID   KeyStrategy = "MessageID"
+	StrategyContentHash KeyStrategy = "ContentHash"
+	StrategyComposite   KeyStrategy = "Composite"
+)
+
+// MissingPolicy says what happens to a message whose key cannot be formed.
+//
+// +kubebuilder:validation:Enum=Reject;Process
+type MissingPolicy string
+
+// The missing policies.
+const (
+	MissingReject  MissingPolicy = "Reject"
+	MissingProcess MissingPolicy = "Process"
+)
+
+// KeySpec says how a message becomes a key. Strategy names the member that applies.
+//
+// +kubebuilder:validation:XValidation:rule="self.strategy != 'MessageID' || (has(self.messageID) && !has(self.contentHash) && !has(self.composite))",message="key: strategy MessageID takes the member messageID and no other"
+// +kubebuilder:validation:XValidation:rule="self.strategy != 'ContentHash' || (!has(self.messageID) && !has(self.composite))",message="key: strategy ContentHash takes the member contentHash and no other"
+// +kubebuilder:validation:XValidation:rule="self.strategy != 'Composite' || (has(self.composite) && !has(self.messageID) && !has(self.contentHash))",message="key: strategy Composite takes the member composite and no other"
+type KeySpec struct {
+	// MessageID: an identifier that the producer gave the message. ContentHash: SHA-256 of
+	// the content. Composite: several fields together, such as user_id and event_type.
+	// +required
+	Strategy KeyStrategy `json:"strategy"`
+
+	// Where the message's own identifier stands. Exactly one of header, jsonPath, cloudEvent.
+	// +optional
+	MessageID *MessageIDKey `json:"messageID,omitempty"`
+
+	// What of the content is hashed. Without it, the body byte for byte.
+	// +optional
+	ContentHash *ContentHashKey `json:"contentHash,omitempty"`
+
+	// The fields that identify a message together. Their order counts.
+	// +optional
+	Composite *CompositeKey `json:"composite,omitempty"`
+
+	// What happens to a message whose key cannot be formed: a part is absent, null or empty,
+	// or the body is not the JSON that a path needs. Reject answers an error that names what
+	// is missing. Process lets it through as UNCHECKED.
+	// +optional
+	// +kubebuilder:default=Reject
+	OnMissing MissingPolicy `json:"onMissing,omitempty"`
+}
+
+// MessageIDKey says where a message's own identifier stands.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.header) ? 1 : 0) + (has(self.jsonPath) ? 1 : 0) + (has(self.cloudEvent) && self.cloudEvent ? 1 : 0) == 1",message="messageID: exactly one of header, jsonPath or cloudEvent: true"
+type MessageIDKey struct {
+	// The name of a header (a property, an attribute), compared without case.
+	// +optional
+	Header HeaderName `json:"header,omitempty"`
+
+	// The place of the identifier in a JSON body.
+	// +optional
+	JSONPath JSONPath `json:"jsonPath,omitempty"`
+
+	// Takes source and id of a CloudEvent, which identify an event together (CloudEvents 1.0,
+	// section 3.1.1), from the ce headers, or from the body in structured mode.
+	// +optional
+	CloudEvent bool `json:"cloudEvent,omitempty"`
+
+	// Answers CONFLICT, not DUPLICATE, to a message with a known identifier and other content.
+	// +optional
+	VerifyContent bool `json:"verifyContent,omitempty"`
+}
+
+// Canonicalization says in which form a body is hashed.
+//
+// +kubebuilder:validation:Enum=None;JSON
+type Canonicalization string
+
+// The canonical forms.
+const (
+	CanonicalNone Canonicalization = "None"
+	CanonicalJSON Canonicalization = "JSON"
+)
+
+// ContentHashKey says what of a message's content is hashed.
+//
+// +kubebuilder:validation:XValidation:rule="self.canonical == 'JSON' || (!has(self.include) && !has(self.exclude))",message="contentHash: include and exclude are paths into JSON; they need canonical: JSON"
+// +kubebuilder:validation:XValidation:rule="!(has(self.include) && has(self.exclude))",message="contentHash: include or exclude, not both"
+type ContentHashKey struct {
+	// None hashes the body byte for byte. JSON hashes its canonical form (RFC 8785), so that
+	// white space and the order of members do not count.
+	// +optional
+	// +kubebuilder:default=None
+	Canonical Canonicalization `json:"canonical,omitempty"`
+
+	// Hashes only what stands at these places. A message that has none of them has no key.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	Include []JSONPath `json:"include,omitempty"`
+
+	// Hashes everything but what stands at these places, such as a time of sending.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	Exclude []JSONPath `json:"exclude,omitempty"`
+
+	// Headers that are part of the content. An absent one is hashed as absent.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	Headers []HeaderName `json:"headers,omitempty"`
+}
+
+// CompositeKey is several fields that identify a message together.
+type CompositeKey struct {
+	// The fields, in order.
+	// +required
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	Parts []KeyPart `json:"parts"`
+}
+
+// KeyPart is one field of a composite key.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.header) != has(self.jsonPath)",message="parts: exactly one of header or jsonPath in each part"
+type KeyPart struct {
+	// The name of a header (a property, an attribute), compared without case.
+	// +optional
+	Header HeaderName `json:"header,omitempty"`
+
+	// The place of the field in a JSON body.
+	// +optional
+	JSONPath JSONPath `json:"jsonPath,omitempty"`
+}
+
+// HeaderName is the name of a message header. Names are compared without case.
+//
+// +kubebuilder:validation:MinLength=1
+// +kubebuilder:validation:MaxLength=128
+// +kubebuilder:validation:XValidation:rule="self.matches('^[!#$%&\\'*+.^_`|~0-9A-Za-z:-]+$')",message="header: letters, digits and any of ! # $ % & ' * + - . ^ _ ` | ~ : (no space)"
+type HeaderName string
+
+// JSONPath is a singular query of RFC 9535: the root $ followed by member names and array
+// indices, such as $.order.id, $['user id'] or $.items[0]. No wildcards, filters or slices,
+// since a key needs exactly one value.
+//
+// +kubebuilder:validation:MinLength=2
+// +kubebuilder:validation:MaxLength=256
+// +kubebuilder:validation:XValidation:rule="self.matches(r'''^\\$([ \\t\\n\\r]*(\\.[A-Za-z_\\x{80}-\\x{10FFFF}][A-Za-z0-9_\\x{80}-\\x{10FFFF}]*|\\[[ \\t\\n\\r]*(0|-?[1-9][0-9]*|'([^'\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\']|u[0-9A-Fa-f]{4}))*'|\"([^\"\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\\"]|u[0-9A-Fa-f]{4}))*\")[ \\t\\n\\r]*\\]))+$''')",message="jsonPath: a singular query of RFC 9535, such as $.order.id, $['user id'] or $.items[0]; wildcards, filters, slices and '..' select more than one value"
+type JSONPath string
+
+// ClaimSpec are the settings of mode Claim.
+type ClaimSpec struct {
+	// How long a consumer may work before another may take its message over, on the store's
+	// clock. Renew extends it. At least 100ms, shorter than ttl, at most 24h. Default 30s.
+	// +optional
+	// +kubebuilder:default="30s"
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('100ms') && duration(self) <= duration('24h')",message="lease: between 100ms and 24h"
+	Lease Duration `json:"lease,omitempty"`
+}
+
+// StoreSpec says where messages are remembered. Exactly one member.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.redis) ? 1 : 0) + (has(self.postgres) ? 1 : 0) + (has(self.memory) ? 1 : 0) == 1",message="store: exactly one of redis, postgres or memory"
+// +kubebuilder:validation:XValidation:rule="!has(self.postgres)",message="store.postgres: reserved, not available yet; use store.redis"
+type StoreSpec struct {
+	// A Redis (7.0 or newer) or Valkey (7.2 or newer) server.
+	// +optional
+	Redis *RedisStore `json:"redis,omitempty"`
+
+	// Reserved for a PostgreSQL store; not available yet.
+	// +optional
+	Postgres *PostgresStore `json:"postgres,omitempty"`
+
+	// The memory of the single dedupd process: for trying out. A restart forgets everything.
+	// +optional
+	Memory *MemoryStore `json:"memory,omitempty"`
+}
+
+// RedisMode is a Redis topology.
+//
+// +kubebuilder:validation:Enum=Standalone;Sentinel;Cluster
+type RedisMode string
+
+// The Redis topologies.
+const (
+	RedisStandalone RedisMode = "Standalone"
+	RedisSentinel   RedisMode = "Sentinel"
+	RedisCluster    RedisMode = "Cluster"
+)
+
+// KeyFormat is the form of the keys in the store.
+//
+// +kubebuilder:validation:Enum=Readable;Compact
+type KeyFormat string
+
+// The key formats.
+const (
+	KeyReadable KeyFormat = "Readable"
+	KeyCompact  KeyFormat = "Compact"
+)
+
+// RedisStore is a Redis or Valkey server.
+//
+// +kubebuilder:validation:XValidation:rule="(self.mode == 'Sentinel') == has(self.masterName)",message="redis.masterName: with mode: Sentinel, and only then, the name under which the sentinels know the master"
+// +kubebuilder:validation:XValidation:rule="self.mode != 'Standalone' || size(self.addresses) == 1",message="redis.addresses: exactly one with mode: Standalone; several name the nodes of mode: Cluster or the sentinels of mode: Sentinel"
+type RedisStore struct {
+	// Standalone, Sentinel or Cluster.
+	// +optional
+	// +kubebuilder:default=Standalone
+	Mode RedisMode `json:"mode,omitempty"`
+
+	// host:port of the server; in mode Sentinel of the sentinels; in mode Cluster of some nodes.
+	// +required
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=3
+	// +kubebuilder:validation:items:MaxLength=260
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([A-Za-z0-9._-]+|\\\\[[0-9A-Fa-f:.]+\\\\]):[0-9]{1,5}$') && int(self.substring(self.lastIndexOf(':') + 1)) >= 1 && int(self.substring(self.lastIndexOf(':') + 1)) <= 65535",message="redis.addresses: host:port with a port from 1 to 65535, such as redis.shop.svc:6379; no scheme"
+	Addresses []string `json:"addresses"`
+
+	// The name under which the sentinels know the master. Mode Sentinel only.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	MasterName string `json:"masterName,omitempty"`
+
+	// A Secret of this namespace with the keys username (optional) and password.
+	// +optional
+	CredentialsSecretRef *SecretRef `json:"credentialsSecretRef,omitempty"`
+
+	// Speaks TLS to the server. An empty object uses the system's certificate authorities.
+	// +optional
+	TLS *RedisTLS `json:"tls,omitempty"`
+
+	// What every stored key starts with. Default dedup:<namespace>:<policy>:
+	// +optional
+	// +kubebuilder:default=""
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[!-~]*$`
+	KeyPrefix string `json:"keyPrefix"`
+
+	// Readable: keys that redis-cli can find. Compact: 16 bytes of SHA-256, for less memory.
+	// +optional
+	// +kubebuilder:default=Readable
+	KeyFormat KeyFormat `json:"keyFormat,omitempty"`
+}
+
+// SecretRef names a Secret of the policy's namespace.
+type SecretRef struct {
+	// The name of the Secret.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Name string `json:"name"`
+}
+
+// RedisTLS says how the server is verified and how dedupd identifies itself.
+type RedisTLS struct {
+	// A Secret with the key ca.crt: the authorities that may sign the server's certificate.
+	// +optional
+	CASecretRef *SecretRef `json:"caSecretRef,omitempty"`
+
+	// A Secret with the keys tls.crt and tls.key: dedupd's client certificate.
+	// +optional
+	ClientSecretRef *SecretRef `json:"clientSecretRef,omitempty"`
+
+	// The name that the server's certificate must bear, if not the host of the address.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	ServerName string `json:"serverName,omitempty"`
+}
+
+// PostgresStore is reserved for a PostgreSQL store.
+type PostgresStore struct{}
+
+// MemoryStore keeps everything in the one dedupd process.
+type MemoryStore struct {
+	// How many messages are remembered at most. When full, new messages are refused with
+	// UNAVAILABLE (or pass as UNCHECKED under FailOpen); nothing is evicted early.
+	// +optional
+	// +kubebuilder:default=1000000
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100000000
+	MaxEntries int64 `json:"maxEntries,omitempty"`
+}
+
+// DeploymentSpec says how dedupd runs for a policy.
+//
+// +kubebuilder:validation:XValidation:rule="!(has(self.replicas) && has(self.autoscaling))",message="deployment: replicas or autoscaling, not both; with autoscaling the HorizontalPodAutoscaler sets the replicas"
+type DeploymentSpec struct {
+	// How many dedupd pods. Default 2, or 1 with store.memory.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	Replicas *int32 `json:"replicas,omitempty"`
+
+	// Lets a HorizontalPodAutoscaler set the number of pods.
+	// +optional
+	Autoscaling *AutoscalingSpec `json:"autoscaling,omitempty"`
+
+	// Compute resources of the dedupd container, of the Deployment and of the sidecar.
+	// Default: requests of 50m CPU and 64Mi memory, a limit of 256Mi memory.
+	// +optional
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// Labels that a node must have.
+	// +optional
+	// +mapType=atomic
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+
+	// Taints that the pods tolerate.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
+
+	// The pods' priority class.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	PriorityClassName string `json:"priorityClassName,omitempty"`
+
+	// Labels that the pods get in addition to the operator's own, which win.
+	// +optional
+	// +mapType=atomic
+	PodLabels map[string]string `json:"podLabels,omitempty"`
+
+	// Annotations that the pods get in addition to the operator's own, which win.
+	// +optional
+	// +mapType=atomic
+	PodAnnotations map[string]string `json:"podAnnotations,omitempty"`
+}
+
+// AutoscalingSpec are the bounds of a HorizontalPodAutoscaler.
+//
+// +kubebuilder:validation:XValidation:rule="self.minReplicas <= self.maxReplicas",message="autoscaling: minReplicas must not exceed maxReplicas"
+type AutoscalingSpec struct {
+	// The least number of pods.
+	// +optional
+	// +kubebuilder:default=2
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MinReplicas int32 `json:"minReplicas,omitempty"`
+
+	// The greatest number of pods.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MaxReplicas int32 `json:"maxReplicas"`
+
+	// The mean CPU use, in percent of the request, that the autoscaler aims at.
+	// +optional
+	// +kubebuilder:default=70
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	TargetCPUUtilization int32 `json:"targetCPUUtilization,omitempty"`
+}
+
+// DedupPolicyStatus is what the operator has observed.
+type DedupPolicyStatus struct {
+	// The generation of the spec that this status speaks of.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// host:port at which dedupd answers HTTP for this policy.
+	// +optional
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// The kind of the store, for the printer column: Redis or Memory.
+	// +optional
+	Store string `json:"store,omitempty"`
+
+	// How many dedupd pods exist.
+	// +optional
+	Replicas int32 `json:"replicas,omitempty"`
+
+	// How many dedupd pods are ready.
+	// +optional
+	ReadyReplicas int32 `json:"readyReplicas,omitempty"`
+
+	// The hash of the configuration that dedupd should run.
+	// +optional
+	ConfigHash string `json:"configHash,omitempty"`
+
+	// The state of the policy in parts; Ready is their sum.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}

@@ -1,0 +1,40 @@
+package v1alpha1
+
+// SetDefaults fills in what the schema of the CRD would, for a policy that was read from a
+// file and not from the API server. A test holds the two to each other.
+func SetDefaults(p *DedupPolicy) {
+	s := &p.Spec
+	setDefault(&s.Mode, ModeMark)
+	setDefault(&s.Epoch, 1)
+	setDefault(&s.Scope, ScopeConsumer)
+	setDefault(&s.Enforcement, EnforcementEnforce)
+	setDefault(&s.OnStoreFailure, FailClosed)
+	setDefault(&s.Key.OnMissing, MissingReject)
+	if s.Claim != nil {
+		setDefault(&s.Claim.Lease, DefaultLease)
+	}
+	if c := s.Key.ContentHash; c != nil {
+		setDefault(&c.Canonical, CanonicalNone)
+	}
+	if r := s.Store.Redis; r != nil {
+		setDefault(&r.Mode, RedisStandalone)
+		setDefault(&r.KeyFormat, KeyReadable)
+	}
+	if m := s.Store.Memory; m != nil {
+		setDefault(&m.MaxEntries, 1_000_000)
+	}
+	if d := s.Deployment; d != nil && d.Autoscaling != nil {
+		setDefault(&d.Autoscaling.MinReplicas, 2)
+		setDefault(&d.Autoscaling.TargetCPUUtilization, 70)
+	}
+}
+
+// DefaultLease is the lease of mode Claim where spec.claim is absent.
+const DefaultLease Duration = "30s"
+
+func setDefault[T comparable](field *T, value T) {
+	var unset T
+	if *field == unset {
+		*field = value
+	}
+}

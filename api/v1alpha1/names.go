@@ -1,0 +1,92 @@
+package v1alpha1
+
+import "fmt"
+
+// Labels and annotations. A consumer's pod carries LabelPolicy to be injected.
+const (
+	// LabelPolicy on a pod names the policy of its namespace that deduplicates for it. On
+	// the objects that belong to a policy it is LabelOwner instead, so that the webhook's
+	// objectSelector never matches dedupd's own pods.
+	LabelPolicy = "dedupd.io/policy"
+
+	// LabelOwner on a child object, and on dedupd's pods, names the policy it belongs to.
+	LabelOwner = "dedupd.io/owned-by"
+
+	// LabelConsumer on a pod names the consumer, where the workload's name is not wanted.
+	LabelConsumer = "dedupd.io/consumer"
+
+	// AnnotationInject on a pod says how it connects: InjectEndpoint or InjectSidecar.
+	AnnotationInject = "dedupd.io/inject"
+
+	// AnnotationInjected on a pod is the webhook's mark: how the pod was connected.
+	AnnotationInjected = "dedupd.io/injected"
+
+	// AnnotationStoreHash on a pod template changes, and so rolls the pods, when the store does.
+	AnnotationStoreHash = "dedupd.io/store-hash"
+
+	// AnnotationConfigHash on the ConfigMap is the hash that dedupd reports once it runs it.
+	AnnotationConfigHash = "dedupd.io/config-hash"
+
+	// LabelManagedBy and ManagedBy select the operator's objects in its caches.
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	ManagedBy      = "dedup-operator"
+
+	// LabelName and LabelInstance are the recommended Kubernetes labels, as dedupd's pods carry them.
+	LabelName     = "app.kubernetes.io/name"
+	LabelInstance = "app.kubernetes.io/instance"
+	AppName       = "dedupd"
+
+	// FieldOwner is the one field manager of everything the operator applies.
+	FieldOwner = "dedup-operator"
+)
+
+// Values of AnnotationInject.
+const (
+	InjectEndpoint = "endpoint"
+	InjectSidecar  = "sidecar"
+)
+
+// Environment variables of a connected container.
+const (
+	EnvURL      = "DEDUPD_URL"      // http://host:port
+	EnvGRPC     = "DEDUPD_GRPC"     // host:port
+	EnvPolicy   = "DEDUPD_POLICY"   // the policy's name
+	EnvConsumer = "DEDUPD_CONSUMER" // the consumer's name, to be sent as Dedup-Consumer
+)
+
+// Ports of dedupd, and their names in Service and container.
+const (
+	PortHTTP     = 8080
+	PortGRPC     = 9090
+	PortNameHTTP = "http"
+	PortNameGRPC = "grpc"
+)
+
+// PolicyFile is the key of the ConfigMap, and the file, that holds a policy's manifest.
+const PolicyFile = "policy.yaml"
+
+// SidecarName is the name of the injected container and of its volumes' common prefix.
+const SidecarName = "dedupd"
+
+// ChildName is the name of every object that belongs to the policy of that name.
+func ChildName(policy string) string { return policy + "-dedupd" }
+
+// EndpointHost is the DNS name of a policy's Service.
+func EndpointHost(namespace, policy string) string {
+	return fmt.Sprintf("%s.%s.svc", ChildName(policy), namespace)
+}
+
+// SelectorLabels select the dedupd pods of a policy. They never change for a Deployment.
+func SelectorLabels(policy string) map[string]string {
+	return map[string]string{LabelName: AppName, LabelOwner: policy}
+}
+
+// ChildLabels are the labels of every object that belongs to a policy.
+func ChildLabels(policy string) map[string]string {
+	return map[string]string{
+		LabelName:      AppName,
+		LabelInstance:  policy,
+		LabelManagedBy: ManagedBy,
+		LabelOwner:     policy,
+	}
+}
