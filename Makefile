@@ -1,0 +1,98 @@
+# `make help` lists what there is. Tools are pinned in hack/tools/go.mod and built into bin/.
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMG ?= dedup-operator:$(VERSION)
+PLATFORMS ?= linux/amd64,linux/arm64
+FUZZTIME ?= 5s
+RACE ?= -race
+
+BIN := $(CURDIR)/bin
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+##@ Use
+
+.PHONY: help
+help: ## List the targets.
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Watch it work: API server, operator, Redis and dedupd on this machine. KEEP=1 leaves them up.
+	@assets=$$(hack/setup.sh) && KUBEBUILDER_ASSETS=$$assets go run ./hack/demo $(if $(KEEP),--keep)
+
+.PHONY: build
+build: ## Build bin/manager and bin/dedupd.
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/manager .
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
+
+.PHONY: build-installer
+build-installer: manifests ## Write dist/install.yaml: everything a cluster needs, with the image IMG.
+	@assets=$$(hack/setup.sh) && mkdir -p dist && \
+		"$$assets/kubectl" kustomize config/default | sed 's|controller:latest|$(IMG)|g' > dist/install.yaml
+	@echo "dist/install.yaml with the image $(IMG)"
+
+.PHONY: image
+image: ## Build the image IMG with docker.
+	docker build --build-arg VERSION=$(VERSION) -t $(IMG) .
+
+.PHONY: image-push
+image-push: ## Build and push the image IMG for PLATFORMS with docker buildx.
+	docker buildx build --push --platform $(PLATFORMS) --build-arg VERSION=$(VERSION) -t $(IMG) .
+
+##@ Check
+
+.PHONY: test
+test: lint verify test-go fuzz ## Set up what the tests need and run everything.
+
+.PHONY: test-go
+test-go: ## Run the tests alone: unit, envtest, real Redis, the demo.
+	@assets=$$(hack/setup.sh) && export KUBEBUILDER_ASSETS=$$assets && \
+		echo "test-go: control plane in $$assets" && go test $(RACE) -timeout 15m ./...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME.
+	@hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## Run the linters.
+	$(BIN)/golangci-lint run ./...
+	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh .ci/run; fi
+
+.PHONY: verify
+verify: ## Check that every generated file is current.
+	@hack/verify.sh
+
+.PHONY: bench
+bench: ## Run the Go benchmarks.
+	go test -run '^$$' -bench . -benchmem ./dedupd/...
+
+##@ Generate
+
+.PHONY: generate
+generate: $(BIN)/controller-gen $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc ## Generate Go code from the API types and the protocol.
+	$(BIN)/controller-gen object paths=./api/...
+	cd dedupd/proto && PATH=$(BIN):$$PATH $(BIN)/buf generate
+
+.PHONY: manifests
+manifests: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate the CRD, the operator's role and the API reference.
+	$(BIN)/controller-gen crd:generateEmbeddedObjectMeta=false paths=./api/... output:crd:dir=config/crd/bases
+	$(BIN)/controller-gen rbac:roleName=manager-role paths=./controllers/... paths=./webhook/... output:rbac:dir=config/rbac
+	$(BIN)/crd-ref-docs --source-path=./api --config=hack/crd-ref-docs.yaml --renderer=markdown --output-path=docs/api.md
+
+.PHONY: clean
+clean: ## Remove what was built here. The control plane in the user's cache folder stays.
+	rm -rf $(BIN) dist
+
+# A tool is rebuilt when its pin moves.
+tool-controller-gen := sigs.k8s.io/controller-tools/cmd/controller-gen
+tool-golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+tool-buf := github.com/bufbuild/buf/cmd/buf
+tool-crd-ref-docs := github.com/elastic/crd-ref-docs
+tool-protoc-gen-go := google.golang.org/protobuf/cmd/protoc-gen-go
+tool-protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
+
+$(BIN)/%: hack/tools/go.mod
+	@echo "building $*"
+	@go -C hack/tools build -o $@ $(tool-$*)
+	@touch $@

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs every fuzz target of the module for a while each: hack/fuzz.sh [TIME, default 5s]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+grep -rlE --include='*_test.go' '^func Fuzz[A-Z]' . | sort | while read -r file; do
+  package=$(dirname "$file")
+  grep -oE '^func Fuzz[A-Za-z0-9_]+' "$file" | cut -d' ' -f2 | while read -r target; do
+    echo "fuzz: $package $target"
+    go test "$package" -run '^$' -fuzz "^$target\$" -fuzztime "${1:-5s}" </dev/null
+  done
+done
