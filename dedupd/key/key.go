@@ -1,0 +1,105 @@
+// Package key turns a message into the text by which it is recognised. It is pure: the same
+// message gives the same key on every machine and in every version, since keys are what a
+// store remembers; a change of what is written here is a change of every user's key space.
+//
+// A key is parts joined by ':'. The bytes A-Z a-z 0-9 - . _ @ + , of a part stand for
+// themselves, every other byte is =XX (two upper-case hexadecimal digits). A value that is a
+// JSON number, boolean, array or object is '~' and its escaped canonical form, so that 1 and
+// "1" differ. Different lists of values therefore never give the same key, whatever the
+// values contain.
+package key
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Headers are the headers, properties or attributes of a message.
+type Headers interface {
+	// Get returns the value of a header by its name in lower case, and whether it is there.
+	Get(lowerName string) (value string, ok bool)
+}
+
+// MapHeaders are headers in a map whose names are in lower case.
+type MapHeaders map[string]string
+
+// NewMapHeaders returns m with its names in lower case. Two names that differ by case only are
+// an error: which of the two values counts would be left to chance.
+func NewMapHeaders(m map[string]string) (MapHeaders, error) {
+	h := make(MapHeaders, len(m))
+	for name, value := range m {
+		lower := strings.ToLower(name)
+		if _, ok := h[lower]; ok {
+			return nil, fmt.Errorf("headers: %q is given more than once (names are compared without case); send it once", lower)
+		}
+		h[lower] = value
+	}
+	return h, nil
+}
+
+// Get returns the value of a header by its name in lower case.
+func (h MapHeaders) Get(lowerName string) (string, bool) {
+	value, ok := h[lowerName]
+	return value, ok
+}
+
+// Message is what a key is formed of. Headers may be nil.
+type Message struct {
+	Headers Headers
+	Body    []byte
+}
+
+// header returns a header by its name in lower case.
+func (m Message) header(lowerName string) (string, bool) {
+	if m.Headers == nil {
+		return "", false
+	}
+	return m.Headers.Get(lowerName)
+}
+
+// Strategy forms keys. Strategies are immutable and safe for concurrent use.
+type Strategy interface {
+	// AppendKey appends the key of m to dst: escaped parts joined by ':'. With an error, which
+	// is a *MissingError or a *MalformedError, dst comes back as it was.
+	AppendKey(dst []byte, m Message) ([]byte, error)
+}
+
+// MissingError says that a message lacks what its key is formed of. An empty value is as good
+// as none: it would make one message of all that have it.
+type MissingError struct {
+	// What is missing, such as `header "message-id"` or `path $.id`.
+	What string
+
+	// How it is missing: "absent", "null" or "empty".
+	How string
+}
+
+// Error says what is missing, and how.
+func (e *MissingError) Error() string { return e.What + " is " + e.How }
+
+// How a value can be missing.
+const (
+	absent = "absent"
+	null   = "null"
+	empty  = "empty"
+)
+
+// MalformedError says that a message is not of the form that its key needs.
+type MalformedError struct {
+	// What is malformed, such as `body` or `header "ce-id"`.
+	What string
+
+	// Offset is where in it, in bytes; negative where it is the whole.
+	Offset int
+
+	// Reason says what is wrong and what would be right.
+	Reason string
+}
+
+// Error says what is wrong, and where.
+func (e *MalformedError) Error() string {
+	if e.Offset < 0 {
+		return e.What + ": " + e.Reason
+	}
+	return fmt.Sprintf("%s at offset %d: %s", e.What, e.Offset, e.Reason)
+}
