@@ -34,11 +34,9 @@ var plain = func() (t [256]bool) {
 // as a whole are escaped too, since clients resolve such a path segment away.
 func AppendEscaped(dst []byte, s string) []byte { return appendEscaped(dst, s) }
 
-// AppendConsumer appends the part of a key that keeps consumers apart: the escaped name and
-// the ':' that ends it.
-func AppendConsumer(dst []byte, consumer string) []byte {
-	return append(appendEscaped(dst, consumer), separator)
-}
+// AppendConsumer appends the part that keeps consumers apart, the escaped name. The ':' that
+// separates it from the parts of the message is the caller's.
+func AppendConsumer(dst []byte, consumer string) []byte { return appendEscaped(dst, consumer) }
 
 func appendEscaped[T string | []byte](dst []byte, s T) []byte {
 	if len(s) <= 2 && (string(s) == "." || string(s) == "..") {
@@ -60,7 +58,7 @@ func appendEscaped[T string | []byte](dst []byte, s T) []byte {
 }
 
 // Shorten returns a key of at most MaxReadable bytes as it is. Of a longer one it keeps the
-// first prefixLen bytes, the consumer's part, and replaces the rest by "~sha256:" and the
+// first prefixLen bytes, the consumer's part and its ':', and replaces the rest by "~sha256:" and the
 // SHA-256 of the rest in hexadecimal; no readable key has that form, since '~' is followed by
 // JSON there. The result may use the memory of key.
 func Shorten(key []byte, prefixLen int) []byte {
