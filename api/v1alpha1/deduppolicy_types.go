@@ -321,7 +321,7 @@ type HeaderName string
 //
 // +kubebuilder:validation:MinLength=2
 // +kubebuilder:validation:MaxLength=256
-// +kubebuilder:validation:XValidation:rule="self.matches(r'''^\\$([ \\t\\n\\r]*(\\.[A-Za-z_\\x{80}-\\x{10FFFF}][A-Za-z0-9_\\x{80}-\\x{10FFFF}]*|\\[[ \\t\\n\\r]*(0|-?[1-9][0-9]*|'([^'\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\']|u[0-9A-Fa-f]{4}))*'|\"([^\"\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\\"]|u[0-9A-Fa-f]{4}))*\")[ \\t\\n\\r]*\\]))+$''')",message="jsonPath: a singular query of RFC 9535, such as $.order.id, $['user id'] or $.items[0]; wildcards, filters, slices and '..' select more than one value"
+// +kubebuilder:validation:XValidation:rule="self.matches(r'^\\$([ \\t\\n\\r]*(\\.[A-Za-z_\\x{80}-\\x{10FFFF}][A-Za-z0-9_\\x{80}-\\x{10FFFF}]*|\\[[ \\t\\n\\r]*(0|-?[1-9][0-9]*|\\x27([^\\x27\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\\\x27]|u[0-9A-Fa-f]{4}))*\\x27|\\x22([^\\x22\\\\\\x{0}-\\x{1F}]|\\\\([bfnrt/\\\\\\x22]|u[0-9A-Fa-f]{4}))*\\x22)[ \\t\\n\\r]*\\]))+$')",message="jsonPath: a singular query of RFC 9535, such as $.order.id, $['user id'] or $.items[0]; wildcards, filters, slices and '..' select more than one value"
 type JSONPath string
 
 // ClaimSpec are the settings of mode Claim.
