@@ -1,0 +1,86 @@
+package policy
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxFile is the greatest size of a configuration file in bytes. A cluster stores no object
+// that comes near it.
+const maxFile = 4 << 20
+
+// Load compiles the policies of a file, or of the *.yaml, *.yml and *.json files of a
+// directory in the order of their names. Names that begin with a dot are left out: a mounted
+// ConfigMap keeps its versions behind them. See Read for strict; two policies of one name are
+// an error that names both files.
+func Load(path string, strict bool) ([]*Policy, error) {
+	files, err := configFiles(path)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Policy
+	from := map[string]string{}
+	for _, file := range files {
+		policies, err := loadFile(file, strict)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range policies {
+			if first, ok := from[p.Name]; ok {
+				return nil, fmt.Errorf("metadata.name: the policy %q is in %s and in %s; a name is what a check asks for, so it must be unique", p.Name, first, file)
+			}
+			from[p.Name] = file
+		}
+		out = append(out, policies...)
+	}
+	return out, nil
+}
+
+func configFiles(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading policies: %w", err)
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading policies: %w", err)
+	}
+	var files []string
+	for _, e := range entries {
+		ext := filepath.Ext(e.Name())
+		if !strings.HasPrefix(e.Name(), ".") && !e.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, ext) {
+			files = append(files, filepath.Join(path, e.Name()))
+		}
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("reading policies: no *.yaml, *.yml or *.json file in %s", path)
+	}
+	return files, nil
+}
+
+func loadFile(file string, strict bool) ([]*Policy, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading policies: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading policies: %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s: more than %d MiB, which no policy needs", file, maxFile>>20)
+	}
+	policies, err := Read(data, strict)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return policies, nil
+}

@@ -1,0 +1,206 @@
+// Package policy compiles a DedupPolicy into what dedupd runs. It is the only place where a
+// spec gets its meaning: the operator compiles a policy before it applies anything, the daemon
+// when it loads one, so what the operator accepts is what the daemon loads.
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/key"
+	"github.com/dedupd/dedup-operator/dedupd/record"
+)
+
+// Policy is a compiled DedupPolicy. It does not change and is safe for concurrent use.
+type Policy struct {
+	// Namespace is "default" where the manifest names none.
+	Namespace, Name string
+
+	Mode  v1alpha1.Mode
+	Scope v1alpha1.Scope
+
+	// TTL is how long a message is remembered, Lease how long a claim is held: whole
+	// milliseconds, Lease shorter than TTL. In mode Mark, Lease is what a claim from before a
+	// change of the mode is renewed by.
+	TTL, Lease time.Duration
+
+	// Shadow: decisions are counted and do not bind. FailOpen: messages pass while the store is
+	// down. ProcessMissing: messages without a key pass. VerifyContent: see Digest.
+	Shadow, FailOpen, ProcessMissing, VerifyContent bool
+
+	Strategy key.Strategy
+
+	// StoreSpec is the store with every default filled in, StoreHash its HashStore.
+	StoreSpec v1alpha1.StoreSpec
+	StoreHash string
+
+	// ConfigHash is the HashConfig of the file that the policy was read from; empty for one
+	// that was compiled from an object.
+	ConfigHash string
+
+	// UnknownFields are the paths of members that this version does not know, from a file
+	// that was not read strictly.
+	UnknownFields []string
+
+	prefix  string
+	compact bool
+}
+
+// Compile validates a policy in full and returns what it means. It fills in the defaults
+// itself and leaves p as it is. Every error names the field's path, its value and what would
+// be right. It refuses whatever the CRD refuses in an object of this type, and the few things
+// that the CRD's rules cannot express.
+func Compile(p *v1alpha1.DedupPolicy) (*Policy, field.ErrorList) {
+	p = p.DeepCopy()
+	v1alpha1.SetDefaults(p)
+	if errs := validate(p); len(errs) > 0 {
+		return nil, errs
+	}
+	s := &p.Spec
+	ttl, lease := durations(s)
+	c := &Policy{
+		Namespace:      p.Namespace,
+		Name:           p.Name,
+		Mode:           s.Mode,
+		Scope:          s.Scope,
+		TTL:            ttl,
+		Lease:          lease,
+		Shadow:         s.Enforcement == v1alpha1.EnforcementShadow,
+		FailOpen:       s.OnStoreFailure == v1alpha1.FailOpen,
+		ProcessMissing: s.Key.OnMissing == v1alpha1.MissingProcess,
+		VerifyContent:  s.Key.MessageID != nil && s.Key.MessageID.VerifyContent,
+		StoreSpec:      s.Store,
+		StoreHash:      HashStore(s.Store),
+	}
+	if c.Namespace == "" {
+		c.Namespace = "default"
+	}
+	c.prefix = "dedup:" + c.Namespace + ":" + c.Name + ":"
+	if r := s.Store.Redis; r != nil {
+		c.compact = r.KeyFormat == v1alpha1.KeyCompact
+		if r.KeyPrefix != "" {
+			c.prefix = r.KeyPrefix
+		}
+	}
+	if s.Epoch > 1 {
+		c.prefix += "~e" + strconv.FormatInt(s.Epoch, 10) + ":"
+	}
+	var errs field.ErrorList
+	c.Strategy, errs = strategy(s.Key)
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return c, nil
+}
+
+// durations returns ttl and lease of a validated spec in whole milliseconds. Rounding ttl up
+// and lease down keeps lease < ttl true.
+func durations(s *v1alpha1.DedupPolicySpec) (ttl, lease time.Duration) {
+	ttl = parseDuration(s.TTL)
+	lease = parseDuration(leaseOf(s))
+	if s.Mode != v1alpha1.ModeClaim {
+		lease = min(lease, ttl/2)
+	}
+	ttl = (ttl + time.Millisecond - 1).Truncate(time.Millisecond)
+	return ttl, lease.Truncate(time.Millisecond)
+}
+
+func leaseOf(s *v1alpha1.DedupPolicySpec) v1alpha1.Duration {
+	if s.Claim == nil {
+		return v1alpha1.DefaultLease
+	}
+	return s.Claim.Lease
+}
+
+// parseDuration reads a validated duration.
+func parseDuration(d v1alpha1.Duration) time.Duration {
+	v, err := time.ParseDuration(string(d))
+	if err != nil {
+		panic("policy: a duration was not validated: " + err.Error())
+	}
+	return v
+}
+
+// MaxConsumer is the length in bytes of the longest consumer name.
+const MaxConsumer = 253
+
+// ConsumerError says that a consumer's name cannot be used.
+type ConsumerError struct {
+	Consumer string
+	Reason   string
+}
+
+// Error says what is wrong with the name.
+func (e *ConsumerError) Error() string {
+	return "consumer: " + e.Reason
+}
+
+// hashedLen is what key.Shorten puts in the place of a key's rest: "~sha256:" and 64 digits.
+const hashedLen = len("~sha256:") + 2*sha256.Size
+
+// Key returns the key of a consumer's message: under scope Consumer the consumer's name comes
+// first. A *ConsumerError, *key.MissingError or *key.MalformedError says why there is none.
+func (p *Policy) Key(consumer string, m key.Message) (string, error) {
+	if len(consumer) > MaxConsumer {
+		return "", &ConsumerError{Consumer: consumer, Reason: fmt.Sprintf("%d bytes, at most %d", len(consumer), MaxConsumer)}
+	}
+	var stack [320]byte
+	b := stack[:0]
+	if p.Scope == v1alpha1.ScopeConsumer {
+		if consumer == "" {
+			return "", &ConsumerError{Reason: "missing; under scope: Consumer each check names the consumer it is for"}
+		}
+		b = append(key.AppendConsumer(b, consumer), ':')
+	}
+	prefixLen := len(b)
+	b, err := p.Strategy.AppendKey(b, m)
+	if err != nil {
+		return "", err
+	}
+	if prefixLen > key.MaxReadable-hashedLen {
+		// A long consumer name is hashed along, so that a key's length stays bounded. It cannot
+		// meet a key that begins with a name: no escaped name begins with '~'.
+		prefixLen = 0
+	}
+	return string(key.Shorten(b, prefixLen)), nil
+}
+
+// Digest is the digest by which CONFLICT is told from DUPLICATE: of a JSON body's canonical
+// form, since a producer that repeats a message may write it differently, else of its bytes.
+// It is zero where the policy does not verify content.
+func (p *Policy) Digest(body []byte) record.Digest {
+	if !p.VerifyContent {
+		return record.Digest{}
+	}
+	var stack [64]byte
+	hash, err := canonicalHash.AppendKey(stack[:0], key.Message{Body: body})
+	if err != nil {
+		return record.DigestOf(body)
+	}
+	return record.DigestOf(hash)
+}
+
+var canonicalHash = key.ContentHash(key.ContentOptions{Canonical: true})
+
+// StoreKey is the name under which the store keeps a key: the policy's prefix, its epoch, and
+// the key itself or, in the compact format, 128 bits of its SHA-256.
+func (p *Policy) StoreKey(key string) string {
+	if !p.compact {
+		return p.prefix + key
+	}
+	sum := sha256.Sum256([]byte(key))
+	return p.prefix + string(sum[:16])
+}
+
+// HashConfig identifies a configuration file: the first 16 hex digits of its SHA-256. The
+// operator computes it over what it writes, the daemon over what it reads.
+func HashConfig(file []byte) string {
+	sum := sha256.Sum256(file)
+	return hex.EncodeToString(sum[:8])
+}

@@ -1,0 +1,46 @@
+package policy
+
+import (
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+)
+
+func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory bool) {
+	replicas, autoscaling := at.Child("replicas"), at.Child("autoscaling")
+	if d.Replicas != nil {
+		between(c, replicas, *d.Replicas, 1, 100)
+		if memory && *d.Replicas != 1 {
+			c.invalid(replicas, *d.Replicas, "must be 1 with store.memory, whose marks live in a single process; use store.redis for more replicas")
+		}
+	}
+	if a := d.Autoscaling; a != nil {
+		if memory {
+			c.forbidden(autoscaling, "not with store.memory, whose marks live in a single process; use store.redis")
+		}
+		if d.Replicas != nil {
+			c.forbidden(autoscaling, "replicas or autoscaling, not both; with autoscaling the HorizontalPodAutoscaler sets the replicas")
+		}
+		between(c, autoscaling.Child("minReplicas"), a.MinReplicas, 1, 100)
+		between(c, autoscaling.Child("maxReplicas"), a.MaxReplicas, 1, 100)
+		between(c, autoscaling.Child("targetCPUUtilization"), a.TargetCPUUtilization, 1, 100)
+		if a.MinReplicas > a.MaxReplicas {
+			c.invalid(autoscaling.Child("minReplicas"), a.MinReplicas, "must not exceed maxReplicas (%d)", a.MaxReplicas)
+		}
+	}
+	count(c, at.Child("tolerations"), d.Tolerations, 0, 32)
+	c.length(at.Child("priorityClassName"), d.PriorityClassName, 0, 253)
+	if d.Resources != nil {
+		seen := map[string]bool{}
+		for i, claim := range d.Resources.Claims {
+			at := at.Child("resources", "claims").Index(i).Child("name")
+			switch {
+			case claim.Name == "":
+				c.required(at, "the name of a resource claim")
+			case seen[claim.Name]:
+				c.errs = append(c.errs, field.Duplicate(at, claim.Name))
+			}
+			seen[claim.Name] = true
+		}
+	}
+}
