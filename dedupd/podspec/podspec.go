@@ -1,0 +1,183 @@
+// Package podspec says how dedupd runs in a pod. It is the one source for the Deployment of a
+// policy and for the sidecar that the webhook injects.
+package podspec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+)
+
+// Where dedupd finds its files, and as whom it runs. The user is that of the image.
+const (
+	ConfigDir  = "/etc/dedupd/config"
+	SecretsDir = "/etc/dedupd/secrets"
+
+	UserID int64 = 65532
+)
+
+// Options are the operator's part of the pod.
+type Options struct {
+	// Image is the image that holds /dedupd.
+	Image string
+
+	// PullPolicy is the image's pull policy; empty for the one that Kubernetes derives from the tag.
+	PullPolicy corev1.PullPolicy
+
+	// PortHTTP and PortGRPC are the ports that dedupd listens on; 0 for those of dedupd's own pods.
+	PortHTTP, PortGRPC int32
+}
+
+func (o Options) ports() (http, grpc int32) {
+	http, grpc = o.PortHTTP, o.PortGRPC
+	if http == 0 {
+		http = v1alpha1.PortHTTP
+	}
+	if grpc == 0 {
+		grpc = v1alpha1.PortGRPC
+	}
+	return http, grpc
+}
+
+// Container is dedupd as the container of a pod that has the Volumes of the same policy.
+func Container(p *v1alpha1.DedupPolicy, o Options) *corev1ac.ContainerApplyConfiguration {
+	http, grpc := o.ports()
+	c := corev1ac.Container().
+		WithName(v1alpha1.AppName).
+		WithImage(o.Image).
+		WithCommand("/dedupd", "serve", "-f", ConfigDir, "--mounted").
+		WithPorts(port(v1alpha1.PortNameHTTP, http), port(v1alpha1.PortNameGRPC, grpc)).
+		WithResources(resources(p)).
+		// Starting is looking at the store for the first time; two minutes are enough for one that starts as well.
+		WithStartupProbe(probe("/readyz", http).WithPeriodSeconds(1).WithFailureThreshold(120)).
+		WithReadinessProbe(probe("/readyz", http).WithPeriodSeconds(5).WithFailureThreshold(2)).
+		WithLivenessProbe(probe("/healthz", http).WithPeriodSeconds(10).WithFailureThreshold(3)).
+		WithSecurityContext(securityContext()).
+		WithVolumeMounts(mounts(p)...)
+	if o.PullPolicy != "" {
+		c.WithImagePullPolicy(o.PullPolicy)
+	}
+	if http != v1alpha1.PortHTTP {
+		c.WithCommand("--http-addr", ":"+strconv.Itoa(int(http)))
+	}
+	if grpc != v1alpha1.PortGRPC {
+		c.WithCommand("--grpc-addr", ":"+strconv.Itoa(int(grpc)))
+	}
+	return c
+}
+
+// Volumes are what a pod with the Container of the same policy needs: its configuration and
+// every Secret that its store names. A pod waits until they exist.
+func Volumes(p *v1alpha1.DedupPolicy) []*corev1ac.VolumeApplyConfiguration {
+	volumes := []*corev1ac.VolumeApplyConfiguration{
+		corev1ac.Volume().WithName(configVolume).WithConfigMap(corev1ac.ConfigMapVolumeSource().
+			WithName(v1alpha1.ChildName(p.Name)).
+			// By name, since dedupd reads every file of its folder: no key that someone else
+			// adds to the ConfigMap becomes a policy.
+			WithItems(corev1ac.KeyToPath().WithKey(v1alpha1.PolicyFile).WithPath(v1alpha1.PolicyFile))),
+	}
+	for i, name := range Secrets(p) {
+		volumes = append(volumes, corev1ac.Volume().WithName(secretVolume(i)).
+			WithSecret(corev1ac.SecretVolumeSource().WithSecretName(name)))
+	}
+	return volumes
+}
+
+// Secrets are the names of the Secrets that the policy's store refers to, each once, in the
+// order of the spec.
+func Secrets(p *v1alpha1.DedupPolicy) []string {
+	redis := p.Spec.Store.Redis
+	if redis == nil {
+		return nil
+	}
+	refs := []*v1alpha1.SecretRef{redis.CredentialsSecretRef}
+	if redis.TLS != nil {
+		refs = append(refs, redis.TLS.CASecretRef, redis.TLS.ClientSecretRef)
+	}
+	var names []string
+	for _, ref := range refs {
+		if ref != nil && !slices.Contains(names, ref.Name) {
+			names = append(names, ref.Name)
+		}
+	}
+	return names
+}
+
+const configVolume = v1alpha1.SidecarName + "-config"
+
+// secretVolume names a volume by its number: a Secret's own name may be longer than a volume's.
+func secretVolume(i int) string { return fmt.Sprintf("%s-secret-%d", v1alpha1.SidecarName, i) }
+
+func mounts(p *v1alpha1.DedupPolicy) []*corev1ac.VolumeMountApplyConfiguration {
+	// Whole folders, never subPath: only they follow a change of the ConfigMap or Secret.
+	all := []*corev1ac.VolumeMountApplyConfiguration{
+		corev1ac.VolumeMount().WithName(configVolume).WithMountPath(ConfigDir).WithReadOnly(true),
+	}
+	for i, name := range Secrets(p) {
+		all = append(all, corev1ac.VolumeMount().WithName(secretVolume(i)).
+			WithMountPath(path.Join(SecretsDir, name)).WithReadOnly(true))
+	}
+	return all
+}
+
+func port(name string, number int32) *corev1ac.ContainerPortApplyConfiguration {
+	return corev1ac.ContainerPort().WithName(name).WithContainerPort(number).WithProtocol(corev1.ProtocolTCP)
+}
+
+func probe(path string, port int32) *corev1ac.ProbeApplyConfiguration {
+	return corev1ac.Probe().
+		WithHTTPGet(corev1ac.HTTPGetAction().WithPath(path).WithPort(intstr.FromInt32(port))).
+		WithTimeoutSeconds(2)
+}
+
+func resources(p *v1alpha1.DedupPolicy) *corev1ac.ResourceRequirementsApplyConfiguration {
+	r := defaultResources
+	if d := p.Spec.Deployment; d != nil && d.Resources != nil {
+		r = *d.Resources
+	}
+	ac := corev1ac.ResourceRequirements()
+	if len(r.Requests) > 0 {
+		ac.WithRequests(r.Requests)
+	}
+	if len(r.Limits) > 0 {
+		ac.WithLimits(r.Limits)
+	}
+	for _, claim := range r.Claims {
+		c := corev1ac.ResourceClaim().WithName(claim.Name)
+		if claim.Request != "" {
+			c.WithRequest(claim.Request)
+		}
+		ac.WithClaims(c)
+	}
+	return ac
+}
+
+// defaultResources are the ones that the API reference promises.
+var defaultResources = corev1.ResourceRequirements{
+	Requests: corev1.ResourceList{
+		corev1.ResourceCPU:    resource.MustParse("50m"),
+		corev1.ResourceMemory: resource.MustParse("64Mi"),
+	},
+	Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
+}
+
+// securityContext is all that Pod Security "restricted" asks of a container, so that the
+// sidecar meets it whatever the pod it is injected into says.
+func securityContext() *corev1ac.SecurityContextApplyConfiguration {
+	return corev1ac.SecurityContext().
+		WithRunAsNonRoot(true).
+		WithRunAsUser(UserID).
+		WithRunAsGroup(UserID).
+		WithAllowPrivilegeEscalation(false).
+		WithReadOnlyRootFilesystem(true).
+		WithCapabilities(corev1ac.Capabilities().WithDrop("ALL")).
+		WithSeccompProfile(corev1ac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))
+}
