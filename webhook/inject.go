@@ -66,7 +66,7 @@ func plan(pod *corev1.Pod, o Options, policy *v1alpha1.DedupPolicy) (*additions,
 		return nil, err
 	}
 	a := &additions{mark: mode}
-	host, http, grpc := v1alpha1.EndpointHost(pod.Namespace, name), v1alpha1.PortHTTP, v1alpha1.PortGRPC
+	host, http, grpc := v1alpha1.EndpointHost(pod.Namespace, name), int32(v1alpha1.PortHTTP), int32(v1alpha1.PortGRPC)
 	if mode == v1alpha1.InjectSidecar {
 		if err := a.addSidecar(pod, o, policy); err != nil {
 			return nil, err

@@ -1,0 +1,392 @@
+package webhook
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/podspec"
+)
+
+var options = Options{Image: "dedup-operator:test"}
+
+// newPod is a pod of the Deployment `checkout` that names the policy `orders`, changed by the modifiers.
+func newPod(modify ...func(*corev1.Pod)) *corev1.Pod {
+	controller := true
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "checkout-6d4cf56db6-",
+			Namespace:    "shop",
+			Labels:       map[string]string{v1alpha1.LabelPolicy: "orders", "pod-template-hash": "6d4cf56db6"},
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "checkout-6d4cf56db6", UID: "1", Controller: &controller,
+			}},
+		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "checkout:1"}}},
+	}
+	for _, m := range modify {
+		m(pod)
+	}
+	return pod
+}
+
+func annotated(key, value string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { metav1.SetMetaDataAnnotation(&p.ObjectMeta, key, value) }
+}
+
+func labelled(key, value string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { metav1.SetMetaDataLabel(&p.ObjectMeta, key, value) }
+}
+
+func owned(kind, name string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.OwnerReferences[0].Kind, p.OwnerReferences[0].Name = kind, name }
+}
+
+func unowned(p *corev1.Pod) { p.OwnerReferences = nil }
+
+func sidecar(p *corev1.Pod) { annotated(v1alpha1.AnnotationInject, v1alpha1.InjectSidecar)(p) }
+
+// newPolicy is the policy `orders`, changed by the modifiers.
+func newPolicy(modify ...func(*v1alpha1.DedupPolicy)) *v1alpha1.DedupPolicy {
+	p := &v1alpha1.DedupPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"}}
+	p.Spec = v1alpha1.DedupPolicySpec{
+		Key: v1alpha1.KeySpec{Strategy: v1alpha1.StrategyMessageID, MessageID: &v1alpha1.MessageIDKey{Header: "message-id"}},
+		TTL: "1h",
+		Store: v1alpha1.StoreSpec{Redis: &v1alpha1.RedisStore{
+			Addresses:            []string{"redis.shop.svc:6379"},
+			CredentialsSecretRef: &v1alpha1.SecretRef{Name: "orders-redis"},
+		}},
+	}
+	for _, m := range modify {
+		m(p)
+	}
+	v1alpha1.SetDefaults(p)
+	return p
+}
+
+func inMemory(p *v1alpha1.DedupPolicy) {
+	p.Spec.Store = v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}}
+}
+
+func env(pairs ...string) []corev1.EnvVar {
+	var list []corev1.EnvVar
+	for i := 0; i < len(pairs); i += 2 {
+		list = append(list, corev1.EnvVar{Name: pairs[i], Value: pairs[i+1]})
+	}
+	return list
+}
+
+var endpointEnv = env(
+	"DEDUPD_URL", "http://orders-dedupd.shop.svc:8080",
+	"DEDUPD_GRPC", "orders-dedupd.shop.svc:9090",
+	"DEDUPD_POLICY", "orders",
+	"DEDUPD_CONSUMER", "checkout",
+)
+
+func TestInjectEndpoint(t *testing.T) {
+	marked := annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectEndpoint)
+	withEnv := func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv }
+	for name, test := range map[string]struct{ in, out *corev1.Pod }{
+		"a container gets the four variables, and the pod the mark": {
+			in:  newPod(),
+			out: newPod(marked, withEnv),
+		},
+		"asking for the endpoint is the default": {
+			in:  newPod(annotated(v1alpha1.AnnotationInject, v1alpha1.InjectEndpoint)),
+			out: newPod(annotated(v1alpha1.AnnotationInject, v1alpha1.InjectEndpoint), marked, withEnv),
+		},
+		"init containers get them too": {
+			in: newPod(func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "replay"}} }),
+			out: newPod(marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.InitContainers = []corev1.Container{{Name: "replay", Env: endpointEnv}}
+			}),
+		},
+		"they come before the user's own, which may refer to them": {
+			in: newPod(func(p *corev1.Pod) { p.Spec.Containers[0].Env = env("CHECK", "$(DEDUPD_URL)/check") }),
+			out: newPod(marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Env = append(endpointEnv[:4:4], corev1.EnvVar{Name: "CHECK", Value: "$(DEDUPD_URL)/check"})
+			}),
+		},
+		"a variable that the user set keeps the user's value": {
+			in: newPod(func(p *corev1.Pod) { p.Spec.Containers[0].Env = env("DEDUPD_CONSUMER", "mine") }),
+			out: newPod(marked, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Env = append(endpointEnv[:3:3], corev1.EnvVar{Name: "DEDUPD_CONSUMER", Value: "mine"})
+			}),
+		},
+		"a mark of another mode is corrected": {
+			in:  newPod(annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectSidecar)),
+			out: newPod(marked, withEnv),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check(t, test.in, nil, test.out)
+		})
+	}
+}
+
+func TestInjectSidecar(t *testing.T) {
+	container, volumes, err := podspec.Sidecar(newPolicy(), podspec.Options{
+		Image: options.Image, PortHTTP: SidecarPortHTTP, PortGRPC: SidecarPortGRPC,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sidecarEnv := env(
+		"DEDUPD_URL", "http://localhost:18080",
+		"DEDUPD_GRPC", "localhost:19090",
+		"DEDUPD_POLICY", "orders",
+		"DEDUPD_CONSUMER", "checkout",
+	)
+	marked := annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectSidecar)
+	withEnv := func(p *corev1.Pod) { p.Spec.Containers[0].Env = sidecarEnv }
+	always := corev1.ContainerRestartPolicyAlways
+	theirs := corev1.Container{Name: v1alpha1.SidecarName, Image: "mirror/dedup-operator:test", RestartPolicy: &always}
+	for name, test := range map[string]struct{ in, out *corev1.Pod }{
+		"dedupd comes after the init containers and the volumes that are there": {
+			in: newPod(sidecar, func(p *corev1.Pod) {
+				p.Spec.InitContainers = []corev1.Container{{Name: "mesh", RestartPolicy: &always}}
+				p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
+			}),
+			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.InitContainers = []corev1.Container{{Name: "mesh", RestartPolicy: &always, Env: sidecarEnv}, *container}
+				p.Spec.Volumes = append([]corev1.Volume{{Name: "data"}}, volumes...)
+			}),
+		},
+		"a sidecar that another webhook changed since stays as it is, and a container it added is connected": {
+			in: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.InitContainers = []corev1.Container{theirs, {Name: "late"}}
+			}),
+			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.InitContainers = []corev1.Container{theirs, {Name: "late", Env: sidecarEnv}}
+			}),
+		},
+		"a UDP port of the same number is no conflict": {
+			in: newPod(sidecar, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: SidecarPortHTTP, Protocol: corev1.ProtocolUDP}}
+			}),
+			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: SidecarPortHTTP, Protocol: corev1.ProtocolUDP}}
+				p.Spec.InitContainers = []corev1.Container{*container}
+				p.Spec.Volumes = volumes
+			}),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check(t, test.in, newPolicy(), test.out)
+		})
+	}
+	if container.RestartPolicy == nil || *container.RestartPolicy != always || container.StartupProbe == nil {
+		t.Errorf("not a native sidecar with a startup probe: %v", container)
+	}
+	for _, v := range volumes {
+		if !strings.HasPrefix(v.Name, v1alpha1.SidecarName+"-") {
+			t.Errorf("volume %q may be a name of the user's: it does not start with dedupd-", v.Name)
+		}
+	}
+}
+
+// check fails the test unless in becomes out, however it gets there: by Inject, by Inject of what
+// Inject returned, and by the patch.
+func check(t *testing.T, in *corev1.Pod, policy *v1alpha1.DedupPolicy, out *corev1.Pod) {
+	t.Helper()
+	before := in.DeepCopy()
+	got, err := Inject(in, options, policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(out, got); diff != "" {
+		t.Errorf("injected (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(before, in); diff != "" {
+		t.Errorf("Inject changed its input (-before +after):\n%s", diff)
+	}
+	again, err := Inject(got, options, policy)
+	if err != nil {
+		t.Fatalf("injecting again: %v", err)
+	}
+	if diff := cmp.Diff(got, again); diff != "" {
+		t.Errorf("injected again (-once +twice):\n%s", diff)
+	}
+	if diff := cmp.Diff(got, patched(t, in, policy)); diff != "" {
+		t.Errorf("the patch does something else than Inject (-Inject +patch):\n%s", diff)
+	}
+}
+
+// patched is the pod after the patch that the API server gets.
+func patched(t *testing.T, pod *corev1.Pod, policy *v1alpha1.DedupPolicy) *corev1.Pod {
+	t.Helper()
+	a, err := plan(pod, options, policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out corev1.Pod
+	if err := json.Unmarshal(applyPatch(t, marshal(t, pod), a, pod), &out); err != nil {
+		t.Fatal(err)
+	}
+	return &out
+}
+
+func applyPatch(t *testing.T, raw []byte, a *additions, pod *corev1.Pod) []byte {
+	t.Helper()
+	ops := a.patch(pod)
+	if len(ops) == 0 {
+		return raw
+	}
+	patch, err := jsonpatch.DecodePatch(marshal(t, ops))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := patch.Apply(raw)
+	if err != nil {
+		t.Fatalf("applying %s: %v", marshal(t, ops), err)
+	}
+	return out
+}
+
+func marshal(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestThePatchKeepsFieldsThatWeDoNotKnow(t *testing.T) {
+	raw := []byte(`{"metadata":{"name":"a","namespace":"shop","labels":{"dedupd.io/policy":"orders"},"fromTheFuture":1},
+		"spec":{"containers":[{"name":"app","env":[{"name":"A","value":"1","fromTheFuture":2}],"fromTheFuture":3}],"fromTheFuture":4}}`)
+	pod := &corev1.Pod{}
+	if err := json.Unmarshal(raw, pod); err != nil {
+		t.Fatal(err)
+	}
+	a, err := plan(pod, options, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(applyPatch(t, raw, a, pod))
+	for _, want := range []string{`"fromTheFuture":1`, `{"name":"A","value":"1","fromTheFuture":2}`, `"fromTheFuture":3`, `"fromTheFuture":4`, `DEDUPD_URL`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s is missing in %s", want, got)
+		}
+	}
+}
+
+func TestConsumer(t *testing.T) {
+	for name, test := range map[string]struct {
+		pod  *corev1.Pod
+		want string
+	}{
+		"a Deployment's name, from its ReplicaSet's":         {newPod(), "checkout"},
+		"the label, before everything else":                  {newPod(labelled(v1alpha1.LabelConsumer, "billing")), "billing"},
+		"a ReplicaSet of nobody keeps its name":              {newPod(labelled("pod-template-hash", "")), "checkout-6d4cf56db6"},
+		"a hash that is not the ReplicaSet's ending stays":   {newPod(labelled("pod-template-hash", "abc")), "checkout-6d4cf56db6"},
+		"an Argo Rollout's name":                             {newPod(labelled("pod-template-hash", ""), labelled("rollouts-pod-template-hash", "6d4cf56db6")), "checkout"},
+		"a StatefulSet's name":                               {newPod(owned("StatefulSet", "orders-db")), "orders-db"},
+		"a DaemonSet's name":                                 {newPod(owned("DaemonSet", "agent")), "agent"},
+		"a Job's name":                                       {newPod(owned("Job", "import")), "import"},
+		"a CronJob's name, without the time of its Job":      {newPod(owned("Job", "nightly-29459520")), "nightly"},
+		"a Job's name with a date in it, whole":              {newPod(owned("Job", "import-20260131")), "import-20260131"},
+		"a Job's name with another number in it, whole":      {newPod(owned("Job", "import-7")), "import-7"},
+		"a static pod's own name, not its node's":            {newPod(owned("Node", "worker-1"), func(p *corev1.Pod) { p.Name = "edge-worker-1" }), "edge-worker-1"},
+		"a bare pod's name":                                  {newPod(unowned, func(p *corev1.Pod) { p.Name = "adhoc" }), "adhoc"},
+		"a bare pod's generateName, without its dash":        {newPod(unowned, func(p *corev1.Pod) { p.GenerateName = "adhoc-" }), "adhoc"},
+		"an owner that does not control the pod is no owner": {newPod(func(p *corev1.Pod) { p.OwnerReferences[0].Controller = nil; p.Name = "adopted" }), "adopted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Inject(test.pod, options, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := corev1.EnvVar{Name: v1alpha1.EnvConsumer, Value: test.want}
+			if vars := got.Spec.Containers[0].Env; !slices.Contains(vars, want) {
+				t.Errorf("%v has no %v", vars, want)
+			}
+		})
+	}
+}
+
+func TestDenials(t *testing.T) {
+	for name, test := range map[string]struct {
+		pod    *corev1.Pod
+		policy *v1alpha1.DedupPolicy
+		want   []string
+	}{
+		"a policy name that starts with a digit": {
+			newPod(labelled(v1alpha1.LabelPolicy, "1st")), nil,
+			[]string{"metadata.labels[dedupd.io/policy]", `"1st"`, "starting with a letter"},
+		},
+		"a policy name with an upper-case letter": {
+			newPod(labelled(v1alpha1.LabelPolicy, "Orders")), nil,
+			[]string{"metadata.labels[dedupd.io/policy]", `"Orders"`, "lower-case"},
+		},
+		"an empty policy name": {
+			newPod(labelled(v1alpha1.LabelPolicy, "")), nil,
+			[]string{"metadata.labels[dedupd.io/policy]", `""`},
+		},
+		"a policy name that is too long": {
+			newPod(labelled(v1alpha1.LabelPolicy, strings.Repeat("a", 53))), nil,
+			[]string{"metadata.labels[dedupd.io/policy]", "at most 52"},
+		},
+		"an unknown way of connecting": {
+			newPod(annotated(v1alpha1.AnnotationInject, "Sidecar")), nil,
+			[]string{"metadata.annotations[dedupd.io/inject]", `"Sidecar"`, `"endpoint"`, `"sidecar"`},
+		},
+		"an empty way of connecting": {
+			newPod(annotated(v1alpha1.AnnotationInject, "")), nil,
+			[]string{"metadata.annotations[dedupd.io/inject]", `"endpoint"`, `"sidecar"`},
+		},
+		"an empty consumer": {
+			newPod(labelled(v1alpha1.LabelConsumer, "")), nil,
+			[]string{"metadata.labels[dedupd.io/consumer]", "remove the label"},
+		},
+		"a sidecar without its policy": {
+			newPod(sidecar), nil,
+			[]string{"metadata.labels[dedupd.io/policy]", `"orders"`, "does not exist in namespace shop", "tries again"},
+		},
+		"a sidecar for a policy that remembers in memory": {
+			newPod(sidecar), newPolicy(inMemory),
+			[]string{"metadata.annotations[dedupd.io/inject]", "memory", "use endpoint, or store.redis"},
+		},
+		"a sidecar on the node's network": {
+			newPod(sidecar, func(p *corev1.Pod) { p.Spec.HostNetwork = true }), newPolicy(),
+			[]string{"metadata.annotations[dedupd.io/inject]", "hostNetwork", "18080", "use endpoint"},
+		},
+		"a sidecar beside a container of its name": {
+			newPod(sidecar, func(p *corev1.Pod) { p.Spec.Containers[0].Name = "dedupd" }), newPolicy(),
+			[]string{"spec.containers[0].name", `"dedupd"`},
+		},
+		"a sidecar beside an init container of its name": {
+			newPod(sidecar, func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "x"}, {Name: "dedupd"}} }), newPolicy(),
+			[]string{"spec.initContainers[1].name", `"dedupd"`},
+		},
+		"a sidecar beside a container with its port": {
+			newPod(sidecar, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80}, {ContainerPort: 19090}}
+			}), newPolicy(),
+			[]string{"spec.containers[0].ports[1].containerPort", "19090"},
+		},
+		"a sidecar beside a volume of its name": {
+			newPod(sidecar, func(p *corev1.Pod) { p.Spec.Volumes = []corev1.Volume{{Name: "dedupd-config"}} }), newPolicy(),
+			[]string{"spec.volumes[0].name", `"dedupd-config"`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, err := Inject(test.pod, options, test.policy)
+			if err == nil {
+				t.Fatalf("injected: %v", pod)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is missing in: %v", want, err)
+				}
+			}
+		})
+	}
+}
