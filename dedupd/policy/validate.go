@@ -171,7 +171,7 @@ func (c *checker) key(at *field.Path, k *v1alpha1.KeySpec) {
 	if k.Strategy == "" {
 		c.required(at.Child("strategy"), "MessageID, ContentHash or Composite")
 	} else {
-		oneOf(c, at.Child("strategy"), k.Strategy, v1alpha1.StrategyMessageID, v1alpha1.StrategyContentHash, v1alpha1.StrategyComposite)
+		oneOf(c, at.Child("strategy"), k.Strategy, strategies...)
 	}
 	c.members(at, k)
 	if m := k.MessageID; m != nil {
@@ -189,6 +189,8 @@ func (c *checker) key(at *field.Path, k *v1alpha1.KeySpec) {
 	}
 }
 
+var strategies = []v1alpha1.KeyStrategy{v1alpha1.StrategyMessageID, v1alpha1.StrategyContentHash, v1alpha1.StrategyComposite}
+
 // members holds the strategy and the members of key to each other.
 func (c *checker) members(at *field.Path, k *v1alpha1.KeySpec) {
 	for _, m := range []struct {
@@ -204,7 +206,7 @@ func (c *checker) members(at *field.Path, k *v1alpha1.KeySpec) {
 		switch {
 		case k.Strategy == m.strategy && !m.present && !m.optional:
 			c.required(at.Child(m.name), fmt.Sprintf("strategy %s takes the member %s and no other", m.strategy, m.name))
-		case k.Strategy != m.strategy && m.present:
+		case k.Strategy != m.strategy && m.present && slices.Contains(strategies, k.Strategy):
 			c.forbidden(at.Child(m.name), fmt.Sprintf("goes with strategy: %s only; the strategy is %q", m.strategy, k.Strategy))
 		}
 	}

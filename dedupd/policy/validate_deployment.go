@@ -24,7 +24,7 @@ func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory 
 		between(c, autoscaling.Child("minReplicas"), a.MinReplicas, 1, 100)
 		between(c, autoscaling.Child("maxReplicas"), a.MaxReplicas, 1, 100)
 		between(c, autoscaling.Child("targetCPUUtilization"), a.TargetCPUUtilization, 1, 100)
-		if a.MinReplicas > a.MaxReplicas {
+		if a.MaxReplicas > 0 && a.MinReplicas > a.MaxReplicas {
 			c.invalid(autoscaling.Child("minReplicas"), a.MinReplicas, "must not exceed maxReplicas (%d)", a.MaxReplicas)
 		}
 	}
