@@ -229,7 +229,13 @@ func (d *document) digits() int {
 func (d *document) string() error {
 	open := d.pos
 	escaped := false
-	for i := open + 1; i < len(d.text); {
+	for i := open + 1; ; {
+		for i < len(d.text) && ordinary[d.text[i]] {
+			i++
+		}
+		if i == len(d.text) {
+			return d.fail(open, "the string has no closing quote")
+		}
 		switch c := d.text[i]; {
 		case c == '"':
 			d.pos = i
@@ -246,8 +252,6 @@ func (d *document) string() error {
 			i += size
 		case c < ' ':
 			return d.fail(i, `control character 0x%02X in a string; write it as \u%04x`, c, c)
-		case c < utf8.RuneSelf:
-			i++
 		default:
 			_, size := utf8.DecodeRune(d.text[i:])
 			if size == 1 {
@@ -256,8 +260,15 @@ func (d *document) string() error {
 			i += size
 		}
 	}
-	return d.fail(open, "the string has no closing quote")
 }
+
+// ordinary says which bytes stand in a string for themselves and need no further look.
+var ordinary = func() (t [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
 
 // escapeLen returns the length of the escape sequence at i, 0 where there is none.
 func (d *document) escapeLen(i int) int {

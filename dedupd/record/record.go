@@ -162,7 +162,11 @@ func Decode(b []byte) (Record, error) {
 	if want > 0 {
 		r.Fence = binary.BigEndian.Uint64(rest)
 		r.Lease = time.Duration(binary.BigEndian.Uint32(rest[8:])) * time.Millisecond
-		r.Window = time.Duration(uint48(rest[12:])) * time.Millisecond
+		window := uint48(rest[12:])
+		if window > uint64(MaxWindow/time.Millisecond) {
+			return Record{}, fmt.Errorf("%w: a window of %d ms", ErrCorrupt, window)
+		}
+		r.Window = time.Duration(window) * time.Millisecond
 	}
 	return r, nil
 }
@@ -195,7 +199,7 @@ func (t Token) String() string {
 // ParseToken reads what String wrote.
 func ParseToken(s string) (Token, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != 24 {
+	if err != nil || len(b) != 24 || len(s) != 32 { // base64 skips line breaks
 		return Token{}, fmt.Errorf("%w: want the 32 characters that a FRESH answer carried", ErrToken)
 	}
 	return Token{Owner: Owner(b[:16]), Fence: binary.BigEndian.Uint64(b[16:])}, nil
