@@ -1,0 +1,234 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/key"
+	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
+	"github.com/dedupd/dedup-operator/dedupd/store"
+)
+
+// Connections that say nothing are asked after a minute whether they live, so that a holder
+// whose node vanished does not hold memory for hours.
+var keepaliveParams = keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}
+
+// Callers may ask back, also while they have no call open, but not more than every ten seconds.
+var keepalivePolicy = keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}
+
+// NewGRPC returns a gRPC server with the service registered.
+func (s *Service) NewGRPC() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(int(max(s.Limits.MaxBatchBytes, s.Limits.MaxBody))+messageOverhead),
+		grpc.MaxHeaderListSize(uint32(s.Limits.MaxHeader)),
+		grpc.KeepaliveParams(keepaliveParams),
+		grpc.KeepaliveEnforcementPolicy(keepalivePolicy),
+		grpc.ChainUnaryInterceptor(s.guardUnary),
+		grpc.ChainStreamInterceptor(s.guardStream),
+	)
+	pb.RegisterDedupServiceServer(server, &grpcAPI{Service: s})
+	return server
+}
+
+// messageOverhead is what a request needs beside its bodies: names, headers, lengths.
+const messageOverhead = 64 << 10
+
+// grpcAPI is the gRPC face of a Service.
+type grpcAPI struct {
+	pb.UnimplementedDedupServiceServer
+	*Service
+}
+
+func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResponse, error) {
+	request, err := g.request(in.GetMessage(), "message")
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	request.Consumer, request.Attempt = in.GetConsumer(), in.GetAttempt()
+	answers, err := g.check(ctx, in.GetPolicy(), []engine.Request{request})
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	if answers[0].Err != nil {
+		return nil, grpcError(answers[0].Err)
+	}
+	return &pb.CheckResponse{Answer: answerPB(answers[0])}, nil
+}
+
+func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb.CheckBatchResponse, error) {
+	if err := g.fits(len(in.GetMessages()), "messages"); err != nil {
+		return nil, grpcError(err)
+	}
+	messages := make([]batchMessage, len(in.GetMessages()))
+	for i, m := range in.GetMessages() {
+		request, err := g.request(m.GetMessage(), fmt.Sprintf("messages[%d].message", i))
+		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
+		messages[i] = batchMessage{request, err}
+	}
+	answers, err := g.checkBatch(ctx, in.GetPolicy(), messages)
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	out := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(answers))}
+	for i, a := range answers {
+		out.Answers[i] = batchAnswerPB(a)
+	}
+	return out, nil
+}
+
+func (g *grpcAPI) Complete(ctx context.Context, in *pb.CompleteRequest) (*pb.CompleteResponse, error) {
+	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Complete, Key: in.GetKey(), Token: in.GetToken()})
+	return &pb.CompleteResponse{Settled: settled}, err
+}
+
+func (g *grpcAPI) Release(ctx context.Context, in *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Release, Key: in.GetKey(), Token: in.GetToken()})
+	return &pb.ReleaseResponse{Settled: settled}, err
+}
+
+func (g *grpcAPI) Renew(ctx context.Context, in *pb.RenewRequest) (*pb.RenewResponse, error) {
+	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Renew, Key: in.GetKey(), Token: in.GetToken()})
+	return &pb.RenewResponse{Settled: settled}, err
+}
+
+func (g *grpcAPI) settleOne(ctx context.Context, policy string, op engine.Settle) (*pb.Settled, error) {
+	settled, err := g.settle(ctx, policy, []engine.Settle{op})
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	if settled[0].Err != nil {
+		return nil, grpcError(settled[0].Err)
+	}
+	return settledPB(settled[0]), nil
+}
+
+func (g *grpcAPI) SettleBatch(ctx context.Context, in *pb.SettleBatchRequest) (*pb.SettleBatchResponse, error) {
+	if err := g.fits(len(in.GetSettles()), "settles"); err != nil {
+		return nil, grpcError(err)
+	}
+	ops := make([]engine.Settle, len(in.GetSettles()))
+	for i, one := range in.GetSettles() {
+		op, err := settleOp(one, fmt.Sprintf("settles[%d]", i))
+		if err != nil {
+			return nil, grpcError(err)
+		}
+		ops[i] = op
+	}
+	settled, err := g.settle(ctx, in.GetPolicy(), ops)
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	out := &pb.SettleBatchResponse{Results: make([]*pb.BatchSettled, len(settled))}
+	for i, one := range settled {
+		if one.Err != nil {
+			out.Results[i] = &pb.BatchSettled{Result: &pb.BatchSettled_Error{Error: errorPB(one.Err)}}
+			continue
+		}
+		out.Results[i] = &pb.BatchSettled{Result: &pb.BatchSettled_Settled{Settled: settledPB(one)}}
+	}
+	return out, nil
+}
+
+func (g *grpcAPI) Lookup(ctx context.Context, in *pb.LookupRequest) (*pb.LookupResponse, error) {
+	found, err := g.lookup(ctx, in.GetPolicy(), in.GetKey())
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	out := &pb.LookupResponse{
+		State:     statePB(found.State),
+		FirstSeen: timestamppb.New(found.FirstSeen),
+		Fence:     found.Fence,
+		Remaining: durationpb.New(found.Remaining),
+	}
+	if out.GetState() == pb.State_STATE_CLAIMED {
+		out.LeaseRemaining = durationpb.New(found.LeaseLeft)
+	}
+	return out, nil
+}
+
+func (g *grpcAPI) Forget(ctx context.Context, in *pb.ForgetRequest) (*pb.ForgetResponse, error) {
+	existed, err := g.forget(ctx, in.GetPolicy(), in.GetKey())
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	return &pb.ForgetResponse{Existed: existed}, nil
+}
+
+func (g *grpcAPI) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	st := g.Service.Status()
+	out := &pb.StatusResponse{Version: st.Version, ConfigError: st.ConfigError}
+	for _, p := range st.Policies {
+		out.Policies = append(out.Policies, &pb.PolicyStatus{
+			Name: p.Name, Namespace: p.Namespace, ConfigHash: p.ConfigHash, Mode: p.Mode, UnknownFields: p.UnknownFields,
+			Store: &pb.StoreStatus{
+				Kind: p.Store.Kind, Reachable: p.Store.Reachable, Error: p.Store.Error,
+				Safety: p.Store.Safety, Reason: p.Store.Reason,
+			},
+		})
+	}
+	return out, nil
+}
+
+// request reads a message. Its consumer and attempt are the caller's to set.
+func (s *Service) request(m *pb.Message, field string) (engine.Request, error) {
+	var r engine.Request
+	if int64(len(m.GetBody())) > s.Limits.MaxBody {
+		return r, bodyTooLarge(field+".body", s.Limits.MaxBody)
+	}
+	headers, err := key.NewMapHeaders(m.GetHeaders())
+	if err != nil {
+		return r, &engine.Error{Code: engine.InvalidMessage, Field: field + ".headers", Message: field + ".headers: " + err.Error()}
+	}
+	r.Message = key.Message{Headers: headers, Body: m.GetBody()}
+	return r, nil
+}
+
+func (s *Service) fits(n int, field string) error {
+	if n > s.Limits.MaxBatch {
+		return &engine.Error{Code: engine.TooLarge, Field: field, Message: fmt.Sprintf(
+			"%s: %d, at most %d in one batch (--max-batch)", field, n, s.Limits.MaxBatch)}
+	}
+	return nil
+}
+
+// guardUnary counts a call and answers INTERNAL to a panic.
+func (s *Service) guardUnary(
+	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
+) (resp any, err error) {
+	start := s.Now()
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.panicked(cause)
+			resp, err = nil, grpcError(errPanic)
+		}
+		s.Metrics.request("grpc", path.Base(info.FullMethod), status.Code(err).String(), s.Now().Sub(start))
+	}()
+	return handler(ctx, req)
+}
+
+// guardStream is guardUnary for streams. Its duration is the stream's.
+func (s *Service) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	start := s.Now()
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.panicked(cause)
+			err = grpcError(errPanic)
+		}
+		code := status.Code(err)
+		if errors.Is(err, context.Canceled) {
+			code = status.FromContextError(context.Canceled).Code()
+		}
+		s.Metrics.request("grpc", path.Base(info.FullMethod), code.String(), s.Now().Sub(start))
+	}()
+	return handler(srv, stream)
+}

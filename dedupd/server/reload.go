@@ -1,0 +1,151 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+)
+
+// Config is where the configuration stands, and how it is read.
+type Config struct {
+	Path   string
+	Strict bool // an unknown field is an error
+}
+
+// config is what the service knows of its configuration. Only one goroutine at a time uses it.
+type config struct {
+	Config
+	loaded string // the fingerprint of what runs; empty: to be tried again
+	said   string // the error that was logged last
+}
+
+// LoadConfig loads the configuration for the first time. Unlike later, an error is final.
+func (s *Service) LoadConfig(c Config) error {
+	s.config.Config = c
+	return s.load()
+}
+
+// watchConfig looks at the configuration at each tick until ctx ends. It looks at the content
+// and not at times: a mounted ConfigMap is exchanged by a symbolic link, which no watch on the
+// file would see.
+func (s *Service) watchConfig(ctx context.Context, every time.Duration) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			s.reload()
+		}
+	}
+}
+
+// reload loads a configuration that has changed. One that cannot run is tried again at each
+// tick, since what it lacks may arrive later (a mounted Secret), and is said once. What ran
+// before runs on.
+func (s *Service) reload() {
+	err := s.load()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.configError.Store(&text)
+	if text == s.config.said {
+		return
+	}
+	s.config.said = text
+	if err == nil {
+		s.Log.Info("the configuration file is in order again")
+		s.Metrics.reloadOK.Set(1)
+		return
+	}
+	s.Metrics.reloadOK.Set(0)
+	s.Metrics.reloads.WithLabelValues("error").Inc()
+	s.Log.Error("the configuration file cannot be used; what ran before runs on", "error", err)
+}
+
+func (s *Service) load() error {
+	// Taken before the files are read: what changes in between is seen at the next tick.
+	print, err := fingerprint(s.config.Path)
+	if err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	if print == s.config.loaded {
+		return nil
+	}
+	policies, err := policy.Load(s.config.Path, s.config.Strict)
+	if err != nil {
+		return err
+	}
+	before := s.Registry.Names()
+	if err := s.Registry.Apply(policies); err != nil {
+		return err
+	}
+	s.config.loaded = print
+	s.Metrics.reloads.WithLabelValues("success").Inc()
+	s.Metrics.reloadOK.Set(1)
+	s.Metrics.reloadedAt.Set(float64(s.Now().UnixMilli()) / 1000)
+	for _, name := range before {
+		if !slices.Contains(s.Registry.Names(), name) {
+			s.Metrics.forget(name)
+		}
+	}
+	for _, p := range policies {
+		s.announce(p)
+	}
+	select {
+	case s.reloaded <- struct{}{}:
+	default: // the stores are about to be asked anyway
+	}
+	return nil
+}
+
+func (s *Service) announce(p *policy.Policy) {
+	log := s.Log.With("policy", p.Name, "namespace", p.Namespace, "configHash", p.ConfigHash)
+	if len(p.UnknownFields) > 0 {
+		log.Warn("the policy has fields that this version of dedupd does not know", "fields", strings.Join(p.UnknownFields, ", "))
+	}
+	log.Info("the policy runs", "mode", string(p.Mode), "ttl", p.TTL.String(), "store", storeKind(p))
+}
+
+// fingerprint is a hash of the file, or of every file of the directory that has no dot in
+// front. It may cover more files than are loaded, never fewer.
+func fingerprint(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	files := []string{path}
+	if info.IsDir() {
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return "", err
+		}
+		files = nil
+		for _, e := range entries {
+			// A mounted file is a symbolic link: its own type says nothing.
+			if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				files = append(files, filepath.Join(path, e.Name()))
+			}
+		}
+	}
+	all := sha256.New()
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		sum := sha256.Sum256(data)
+		fmt.Fprintf(all, "%q %x\n", file, sum)
+	}
+	return hex.EncodeToString(all.Sum(nil)), nil
+}
