@@ -1,0 +1,144 @@
+// Package render builds the objects that a policy wants, as apply configurations: one pure
+// function per kind, where nil means that the policy does not want one.
+//
+// Only what the operator has an opinion on is set. What is left out is the API server's to
+// default, or another's to set.
+package render
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/podspec"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+)
+
+// Options are the operator's settings that its objects depend on.
+type Options struct {
+	// Image and PullPolicy of dedupd, see podspec.Options.
+	Image      string
+	PullPolicy corev1.PullPolicy
+
+	// OperatorNamespace is where the operator runs: it asks dedupd's pods for their status.
+	OperatorNamespace string
+}
+
+// Input is what the objects of one policy are built from. Make it with NewInput.
+type Input struct {
+	// ConfigHash identifies the configuration that the ConfigMap holds.
+	ConfigHash string
+
+	policy   *v1alpha1.DedupPolicy
+	compiled *policy.Policy
+	manifest []byte
+	options  Options
+}
+
+// NewInput gathers what the objects of p are built from; compiled is p, compiled. The policy
+// must have its UID, or nothing would be deleted along with it.
+func NewInput(p *v1alpha1.DedupPolicy, compiled *policy.Policy, o Options) (Input, error) {
+	p = p.DeepCopy()
+	v1alpha1.SetDefaults(p)
+	manifest, err := policy.Manifest(p)
+	if err != nil {
+		return Input{}, err
+	}
+	return Input{ConfigHash: policy.HashConfig(manifest), policy: p, compiled: compiled, manifest: manifest, options: o}, nil
+}
+
+// ConfigMap holds dedupd's configuration file.
+func ConfigMap(in Input) *corev1ac.ConfigMapApplyConfiguration {
+	return corev1ac.ConfigMap(in.name(), in.policy.Namespace).
+		WithLabels(in.labels()).
+		WithOwnerReferences(in.owner()).
+		WithAnnotations(map[string]string{v1alpha1.AnnotationConfigHash: in.ConfigHash}).
+		WithData(map[string]string{v1alpha1.PolicyFile: string(in.manifest)})
+}
+
+// ServiceAccount is dedupd's own, so that it has no rights by way of the namespace's default one.
+func ServiceAccount(in Input) *corev1ac.ServiceAccountApplyConfiguration {
+	return corev1ac.ServiceAccount(in.name(), in.policy.Namespace).
+		WithLabels(in.labels()).
+		WithOwnerReferences(in.owner()).
+		WithAutomountServiceAccountToken(false)
+}
+
+// Service is the endpoint of the policy's consumers.
+func Service(in Input) *corev1ac.ServiceApplyConfiguration {
+	return corev1ac.Service(in.name(), in.policy.Namespace).
+		WithLabels(in.labels()).
+		WithOwnerReferences(in.owner()).
+		WithSpec(corev1ac.ServiceSpec().
+			WithType(corev1.ServiceTypeClusterIP).
+			WithSelector(in.selector()).
+			WithPorts(
+				servicePort(v1alpha1.PortNameHTTP, v1alpha1.PortHTTP, "http"),
+				servicePort(v1alpha1.PortNameGRPC, v1alpha1.PortGRPC, "kubernetes.io/h2c")))
+}
+
+func servicePort(name string, number int32, protocol string) *corev1ac.ServicePortApplyConfiguration {
+	return corev1ac.ServicePort().
+		WithName(name).
+		WithPort(number).
+		WithTargetPort(intstr.FromInt32(number)).
+		WithProtocol(corev1.ProtocolTCP).
+		WithAppProtocol(protocol)
+}
+
+func (in Input) name() string                { return v1alpha1.ChildName(in.policy.Name) }
+func (in Input) labels() map[string]string   { return v1alpha1.ChildLabels(in.policy.Name) }
+func (in Input) selector() map[string]string { return v1alpha1.SelectorLabels(in.policy.Name) }
+
+func (in Input) labelSelector() *metav1ac.LabelSelectorApplyConfiguration {
+	return metav1ac.LabelSelector().WithMatchLabels(in.selector())
+}
+
+// owner makes a policy's objects go when it does.
+func (in Input) owner() *metav1ac.OwnerReferenceApplyConfiguration {
+	return metav1ac.OwnerReference().
+		WithAPIVersion(v1alpha1.GroupVersion.String()).
+		WithKind(policy.Kind).
+		WithName(in.policy.Name).
+		WithUID(in.policy.UID).
+		WithController(true).
+		WithBlockOwnerDeletion(true)
+}
+
+func (in Input) pod() podspec.Options {
+	return podspec.Options{Image: in.options.Image, PullPolicy: in.options.PullPolicy}
+}
+
+// autoscaling is nil unless the policy asks for it.
+func (in Input) autoscaling() *v1alpha1.AutoscalingSpec {
+	if in.policy.Spec.Deployment == nil {
+		return nil
+	}
+	return in.policy.Spec.Deployment.Autoscaling
+}
+
+func (in Input) memory() bool { return in.policy.Spec.Store.Memory != nil }
+
+// Replicas is how many pods the policy wants; with autoscaling, how many at least.
+func (in Input) Replicas() int32 {
+	d := in.policy.Spec.Deployment
+	switch {
+	case in.autoscaling() != nil:
+		return in.autoscaling().MinReplicas
+	case d != nil && d.Replicas != nil:
+		return *d.Replicas
+	case in.memory():
+		return 1
+	}
+	return 2
+}
+
+// maxReplicas is how many pods there may be.
+func (in Input) maxReplicas() int32 {
+	if a := in.autoscaling(); a != nil {
+		return a.MaxReplicas
+	}
+	return in.Replicas()
+}
