@@ -75,8 +75,8 @@ type Reconciler struct {
 	ready   atomic.Pointer[error] // nil until the first reconciliation; points to nil once ready
 }
 
-// New returns a Reconciler that reads and writes through the client.
-func New(c client.Client, o Options) (*Reconciler, error) {
+// New returns a Reconciler that has nothing to serve until it runs in a manager.
+func New(o Options) (*Reconciler, error) {
 	expiry := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "dedup_operator_webhook_certificate_expiry_timestamp_seconds",
 		Help: "When the webhook's serving certificate expires, in seconds since 1970. It is renewed 30 days before.",
@@ -84,11 +84,12 @@ func New(c client.Client, o Options) (*Reconciler, error) {
 	if err := o.Metrics.Register(expiry); err != nil {
 		return nil, fmt.Errorf("registering the certificate's metric: %w", err)
 	}
-	return &Reconciler{options: o, client: c, expiry: expiry}, nil
+	return &Reconciler{options: o, expiry: expiry}, nil
 }
 
 // SetupWithManager runs the Reconciler on every replica, leader or not.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.client = mgr.GetClient()
 	everyReplica := false
 	request := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: r.options.Secret}}

@@ -50,10 +50,11 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 
 func (w *world) replica(t *testing.T, metrics prometheus.Registerer) *Reconciler {
 	t.Helper()
-	r, err := New(w.Client, Options{Secret: secretName, Webhook: "webhook", Metrics: metrics, Now: func() time.Time { return w.now }})
+	r, err := New(Options{Secret: secretName, Webhook: "webhook", Metrics: metrics, Now: func() time.Time { return w.now }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.client = w.Client
 	return r
 }
 
