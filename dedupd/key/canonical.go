@@ -105,8 +105,8 @@ func (d *document) appendObject(dst []byte, object uint32) ([]byte, error) {
 	return append(dst, '}'), nil
 }
 
-// safeDigits is how many digits an integer may have so that every one is exact as a double.
-const safeDigits = 15
+// plainDigits is how many digits ECMAScript writes an integer with before it uses an exponent.
+const plainDigits = 21
 
 // appendNumber appends a number as ECMAScript writes the double nearest to it. RFC 8785 lets an
 // integer beyond 2^53 become another one that way, and two identifiers one; so an integer whose
@@ -114,8 +114,8 @@ const safeDigits = 15
 func (d *document) appendNumber(dst []byte, at uint32) ([]byte, error) {
 	literal := d.raw(at)
 	integer := isInteger(literal)
-	if integer && len(literal) <= safeDigits && string(literal) != "-0" {
-		return append(dst, literal...), nil
+	if integer && len(literal) <= plainDigits && string(literal) != "-0" {
+		return append(dst, literal...), nil // what ECMAScript writes, or what must be kept
 	}
 	f, err := strconv.ParseFloat(string(literal), 64)
 	if err != nil {

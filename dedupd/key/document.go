@@ -186,9 +186,6 @@ func (d *document) step(from uint32, s *segment) (uint32, bool) {
 		for at := from + 1; at < end; at = d.nodes[at].next {
 			index++
 		}
-		if index < 0 {
-			return 0, false
-		}
 	}
 	for at := from + 1; at < end; at = d.nodes[at].next {
 		if index == 0 {
