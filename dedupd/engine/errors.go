@@ -67,6 +67,7 @@ func keyError(err error) error {
 		e.Code, e.Field = InvalidArgument, "consumer"
 	case errors.As(err, &missing):
 		e.Code, e.Field, e.ofMessage = KeyMissing, missing.What, true
+		e.Message += "; the policy forms the message's key of it"
 	default:
 		e.Code, e.ofMessage = InvalidMessage, true
 		var malformed *key.MalformedError

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+)
+
+// summary is what a run comes to.
+type summary struct {
+	policy, store string
+	decisions     map[engine.Decision]int
+	shadow        map[string]int
+	keys, errors  int
+	oldest        time.Duration
+	took          time.Duration
+}
+
+func newSummary(p *policy.Policy, storeName string) summary {
+	return summary{
+		policy:    p.Namespace + "/" + p.Name,
+		store:     storeName,
+		decisions: map[engine.Decision]int{},
+		shadow:    map[string]int{},
+	}
+}
+
+func (s *summary) count(a *engine.Answer) {
+	s.decisions[a.Decision]++
+	if a.Shadow != "" {
+		s.shadow[a.Shadow]++
+	}
+	if a.Key != "" {
+		s.keys++
+	}
+}
+
+func (s *summary) write(w io.Writer) {
+	total := s.errors
+	for _, n := range s.decisions {
+		total += n
+	}
+	perSecond := float64(total) / max(s.took.Seconds(), 1e-9)
+	fmt.Fprintf(w, "policy %s, store %s: %d messages in %s, %.0f ids/second\n", s.policy, s.store, total, s.took.Round(time.Microsecond), perSecond)
+	fmt.Fprintf(w, "decisions: %s\n", counts(s.decisions))
+	if len(s.shadow) > 0 {
+		fmt.Fprintf(w, "without enforcement: Shadow: %s\n", counts(s.shadow))
+	}
+	fmt.Fprintf(w, "keys: %d, errors: %d\n", s.keys, s.errors)
+	if s.oldest > 0 {
+		fmt.Fprintf(w, "oldest duplicate: %s after the first\n", s.oldest.Round(time.Millisecond))
+	}
+}
+
+// counts writes a table of counts in the order of its names.
+func counts[K ~string](m map[K]int) string {
+	if len(m) == 0 {
+		return "none"
+	}
+	var parts []string
+	for name, n := range m {
+		parts = append(parts, fmt.Sprintf("%s %d", name, n))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
