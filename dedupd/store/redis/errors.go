@@ -1,0 +1,185 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/dedupd/dedup-operator/dedupd/store"
+)
+
+// problem is an error in the words of the one who wrote the policy: the field, its value and
+// what would be right.
+type problem struct {
+	text  string
+	kinds []error
+}
+
+func (p *problem) Error() string   { return p.text }
+func (p *problem) Unwrap() []error { return p.kinds }
+
+// isReply says whether the error is the server's answer, and not the lack of one.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// explain turns what went wrong with an operation on key into a problem.
+func (s *server) explain(err error, key string) error {
+	if errors.Is(err, store.ErrCorrupt) || redis.HasErrorPrefix(err, "WRONGTYPE ") {
+		what := err.Error()
+		if isReply(err) {
+			what = store.ErrCorrupt.Error() + ": a value of another type"
+		}
+		return &problem{
+			text:  fmt.Sprintf("store.redis.keyPrefix: under the key %q stands %s; give dedupd a prefix, or a server, that nothing else writes to", key, what),
+			kinds: []error{store.ErrCorrupt, store.ErrUnavailable, err},
+		}
+	}
+	if redis.HasErrorPrefix(err, "OOM ") {
+		return &problem{
+			text:  s.at("", "the server is out of memory (OOM) and evicts nothing: raise its maxmemory, or shorten ttl"),
+			kinds: []error{store.ErrUnavailable, store.ErrFull, err},
+		}
+	}
+	return &problem{text: s.unavailable(err), kinds: []error{store.ErrUnavailable, err}}
+}
+
+// at names the field that is at fault, with the address if one is known and all of them if not.
+func (s *server) at(addr, what string) string {
+	if addr == "" {
+		addr = strings.Join(s.spec.Addresses, ", ")
+	}
+	return fmt.Sprintf("store.redis.addresses %s: %s", addr, what)
+}
+
+func (s *server) unavailable(err error) string {
+	var secret *secretError
+	if errors.As(err, &secret) {
+		return secret.Error()
+	}
+	if isReply(err) {
+		return s.refused(err)
+	}
+	var dial *dialError
+	if !errors.As(err, &dial) && errors.Is(err, context.DeadlineExceeded) {
+		// The call has waited for a connection that could not be made: the last attempt says why.
+		dial = s.lastDial.Load()
+	}
+	switch {
+	case dial != nil:
+		return s.undialled(dial)
+	case errors.Is(err, context.Canceled):
+		return s.at("", "the caller gave up before the server answered")
+	case errors.Is(err, redis.ErrPoolTimeout):
+		return s.at("", "every connection is busy: the server is too slow for what is asked of it")
+	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		return s.at("", fmt.Sprintf("no answer in time, which is %s at most: the server is down, overloaded or behind a firewall", s.timeout))
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		text := "the server closed the connection"
+		if s.spec.TLS == nil {
+			text += ": it went down, or it wants TLS, for which store.redis.tls has to be set"
+		}
+		return s.at("", text)
+	}
+	return s.at("", err.Error())
+}
+
+func isTimeout(err error) bool {
+	var netErr net.Error
+	return errors.As(err, &netErr) && netErr.Timeout() || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// undialled says why there is no connection.
+func (s *server) undialled(d *dialError) string {
+	var (
+		dns        *net.DNSError
+		untrusted  x509.UnknownAuthorityError
+		misnamed   x509.HostnameError
+		expired    x509.CertificateInvalidError
+		notTLS     tls.RecordHeaderError
+		clientCert tls.AlertError
+	)
+	switch {
+	case errors.As(d.err, &dns) && dns.IsNotFound:
+		return s.at(d.addr, "no such host")
+	case errors.As(d.err, &dns):
+		return s.at(d.addr, "the name is not resolved: "+dns.Err)
+	case errors.Is(d.err, syscall.ECONNREFUSED):
+		return s.at(d.addr, "connection refused: nothing listens there")
+	case errors.As(d.err, &untrusted):
+		return s.at(d.addr, "the server's certificate is of an unknown authority: name the Secret with its ca.crt in store.redis.tls.caSecretRef")
+	case errors.As(d.err, &misnamed):
+		return s.at(d.addr, misnamed.Error()+": set store.redis.tls.serverName to a name that the certificate bears")
+	case errors.As(d.err, &expired):
+		return s.at(d.addr, "the server's certificate is not valid: "+expired.Error())
+	case errors.As(d.err, &notTLS):
+		return s.at(d.addr, "the server does not speak TLS there: name its TLS port, or remove store.redis.tls")
+	case errors.As(d.err, &clientCert):
+		return s.at(d.addr, clientCert.Error()+": the server wants another client certificate, see store.redis.tls.clientSecretRef")
+	case isTimeout(d.err), errors.Is(d.err, context.DeadlineExceeded):
+		return s.at(d.addr, fmt.Sprintf("no connection within %s: the server is down or behind a firewall", s.timeout))
+	}
+	return s.at(d.addr, d.err.Error())
+}
+
+// refusals are the server's answers that a user can do something about, by how they begin.
+var refusals = []struct{ prefix, advice string }{
+	{"READONLY ", "the server is a read-only replica: name the primary, or with mode: Sentinel the sentinels that know it"},
+	{"LOADING ", "the server is loading its data after a start: it will answer when it is done"},
+	{"CLUSTERDOWN ", "the cluster is down: some of its slots have no node"},
+	{"MASTERDOWN ", "the server is a replica that has lost its primary: name the primary"},
+	{"TRYAGAIN ", "the cluster is moving slots: try again"},
+	{"MISCONF ", "the server cannot save to its disk and so takes no writes: see its log, and free or repair the disk"},
+	{"NOREPLICAS ", "the server has fewer replicas than its min-replicas-to-write and so takes no writes"},
+	{"BUSY ", "the server is busy with another client's script"},
+	{"MOVED ", "the server is a node of a cluster: set store.redis.mode: Cluster"},
+	{"ASK ", "the server is a node of a cluster: set store.redis.mode: Cluster"},
+	{"This instance has cluster support disabled", "the server is no cluster: set store.redis.mode: Standalone"},
+	{"max number of clients reached", "the server takes no more connections: raise its maxclients"},
+	{"syntax error", oldServer},
+	{"unknown command", oldServer},
+	{"Error compiling script", oldServer},
+}
+
+const oldServer = "the server does not know SET with NX and GET together: dedupd needs Redis 7.0 or newer, or Valkey 7.2 or newer"
+
+// refused explains an answer of the server that is an error. The answers to commands that
+// carry a password are not repeated: some servers quote the command.
+func (s *server) refused(err error) string {
+	for _, r := range refusals {
+		if redis.HasErrorPrefix(err, r.prefix) {
+			return s.at("", r.advice)
+		}
+	}
+	ref := s.spec.CredentialsSecretRef
+	switch {
+	case redis.HasErrorPrefix(err, "NOPERM "):
+		return s.at("", "the server's user may not do what dedupd has to, which is set, get, pttl, del, eval, evalsha, ping and info on the keys of keyPrefix: "+reply(err))
+	case redis.IsAuthError(err) && ref == nil:
+		return "store.redis.credentialsSecretRef: not set, but the server wants a password: name a Secret with the key password, and username if it has users"
+	case redis.IsAuthError(err):
+		return fmt.Sprintf("%s %s: the server does not accept this username and password: correct the Secret, it is read again for the next connection", credentialsField, ref.Name)
+	case redis.HasErrorPrefix(err, "AUTH "):
+		return fmt.Sprintf("%s: the server has no password: remove it", credentialsField)
+	}
+	return s.at("", reply(err))
+}
+
+// reply is the text of the server's answer.
+func reply(err error) string {
+	var r redis.Error
+	if errors.As(err, &r) {
+		return r.Error()
+	}
+	return err.Error()
+}

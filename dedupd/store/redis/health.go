@@ -1,0 +1,158 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/dedupd/dedup-operator/dedupd/store"
+)
+
+// Health implements store.Store. It asks the server, or each primary of a cluster, and
+// answers with the worst.
+func (s *Store) Health(ctx context.Context) store.Health {
+	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	cluster, ok := s.client.(*redis.ClusterClient)
+	if !ok {
+		return s.ask(ctx, s.client)
+	}
+	var mu sync.Mutex
+	worst := store.Health{Safety: store.Safe}
+	asked := 0
+	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+		h := s.ask(ctx, node)
+		mu.Lock()
+		defer mu.Unlock()
+		if asked++; asked == 1 || worse(h, worst) {
+			worst = h
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+	case asked == 0:
+		err := errors.New("the cluster names no primary: is it set up?")
+		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+	}
+	return worst
+}
+
+func worse(a, b store.Health) bool {
+	rank := map[store.Safety]int{store.Safe: 0, store.SafetyUnknown: 1, store.Unsafe: 2}
+	if (a.Err == nil) != (b.Err == nil) {
+		return a.Err != nil
+	}
+	return rank[a.Safety] > rank[b.Safety]
+}
+
+// ask asks one server.
+func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
+	asked := s.clock.now()
+	pipe := client.Pipeline()
+	ping := pipe.Ping(ctx)
+	serverTime := pipe.Time(ctx)
+	info := pipe.Info(ctx)
+	config := redis.NewMapStringStringCmd(ctx, "config", "get", "maxmemory-policy", "save", "appendonly")
+	_ = pipe.Process(ctx, config)
+	_, err := pipe.Exec(ctx)
+	if pong := ping.Err(); pong != nil || ping.Val() == "" {
+		if pong != nil {
+			err = pong
+		}
+		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+	}
+	if theirs, err := serverTime.Result(); err == nil {
+		s.clock.set(asked, theirs)
+	}
+	facts := parseInfo(info.Val())
+	if config.Err() == nil {
+		for k, v := range config.Val() {
+			facts["config:"+k] = v
+		}
+	}
+	if err := s.server.usable(facts); err != nil {
+		return store.Health{Err: err, Safety: store.SafetyUnknown}
+	}
+	safety, reason := judge(facts)
+	return store.Health{Safety: safety, Reason: reason}
+}
+
+// parseInfo reads the lines "name:value" of an INFO.
+func parseInfo(text string) map[string]string {
+	facts := map[string]string{}
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), ":"); ok {
+			facts[name] = value
+		}
+	}
+	return facts
+}
+
+// usable says what keeps a server that answers from being used. Every server that is
+// compatible names the version of Redis that it is compatible with.
+func (s *server) usable(facts map[string]string) error {
+	version := facts["redis_version"]
+	if major, err := strconv.Atoi(strings.SplitN(version, ".", 2)[0]); err == nil && major < 7 {
+		return &problem{
+			text:  s.at("", fmt.Sprintf("the server is Redis %s: dedupd needs Redis 7.0 or newer, or Valkey 7.2 or newer", version)),
+			kinds: []error{store.ErrUnavailable},
+		}
+	}
+	if facts["role"] == "slave" && facts["slave_read_only"] != "0" {
+		return s.explain(errReplica, "")
+	}
+	return nil
+}
+
+var errReplica = errors.New("the server is a read-only replica: name the primary, or with mode: Sentinel the sentinels that know it")
+
+// judge says whether marks may vanish before their time: by eviction or by a restart.
+func judge(facts map[string]string) (store.Safety, string) {
+	evictionSafety, eviction := judgeEviction(facts)
+	persistenceSafety, persistence := judgePersistence(facts)
+	safety := evictionSafety
+	if worse(store.Health{Safety: persistenceSafety}, store.Health{Safety: safety}) {
+		safety = persistenceSafety
+	}
+	return safety, eviction + "; " + persistence
+}
+
+func judgeEviction(facts map[string]string) (store.Safety, string) {
+	policy := facts["config:maxmemory-policy"]
+	if policy == "" {
+		policy = facts["maxmemory_policy"]
+	}
+	switch policy {
+	case "":
+		return store.SafetyUnknown, "the server does not tell its maxmemory-policy; it has to be noeviction"
+	case "noeviction":
+		return store.Safe, "maxmemory-policy is noeviction"
+	}
+	return store.Unsafe, fmt.Sprintf("maxmemory-policy is %s: when memory is short the server removes marks, and their messages pass again; set noeviction", policy)
+}
+
+func judgePersistence(facts map[string]string) (store.Safety, string) {
+	save, saveKnown := facts["config:save"]
+	appendonly := facts["config:appendonly"]
+	if appendonly == "" && facts["aof_enabled"] == "1" {
+		appendonly = "yes"
+	}
+	switch {
+	case appendonly == "yes":
+		return store.Safe, "appendonly is on"
+	case save != "":
+		return store.Safe, fmt.Sprintf("snapshots are on (save %s): a crash forgets what was marked since the last one; appendonly yes narrows that to a second", save)
+	case saveKnown:
+		return store.Unsafe, "neither appendonly nor save is on: a restart of the server forgets every mark; set appendonly yes"
+	case facts["aof_enabled"] == "0":
+		return store.SafetyUnknown, "appendonly is off, and the server does not tell whether it saves snapshots; set appendonly yes"
+	}
+	return store.SafetyUnknown, "the server does not tell whether it persists; set appendonly yes"
+}
