@@ -1,7 +1,6 @@
 package key
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -116,14 +115,13 @@ func TestNumbersOfRFC8785AppendixB(t *testing.T) {
 // The sequence of numbers and its checksum are defined in the README of the public test data.
 func TestSequenceOfES6Numbers(t *testing.T) {
 	const lines, want = 100_000, "22776e6d4b49fa294a0d0f349268e5c28808fe7e0cb2bcbe28f63894e494d4c7"
-	file, err := os.Open("testdata/rfc8785/numbers.txt")
+	data, err := os.ReadFile("testdata/rfc8785/numbers.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
 	var numbers []uint64
-	for s := bufio.NewScanner(file); s.Scan(); {
-		n, err := strconv.ParseUint(s.Text(), 16, 64)
+	for _, bits := range strings.Fields(string(data)) {
+		n, err := strconv.ParseUint(bits, 16, 64)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -43,7 +43,7 @@ func (d *document) parse() error {
 		case w == wantValue || w == wantElement:
 			w, err = d.value(c, w)
 		case w == wantName || w == wantMember:
-			w, err = d.name(c, w)
+			w, err = wantValue, d.name(c, w)
 		default:
 			err = d.unexpected(c, w)
 		}
@@ -169,18 +169,19 @@ func (d *document) close() (want, error) {
 	return d.after(), nil
 }
 
-func (d *document) name(c int, w want) (want, error) {
+// name reads a member name and its colon.
+func (d *document) name(c int, w want) error {
 	if c != '"' {
-		return 0, d.unexpected(c, w)
+		return d.unexpected(c, w)
 	}
 	if err := d.string(); err != nil {
-		return 0, err
+		return err
 	}
 	if c := d.token(); c != ':' {
-		return 0, d.fail(d.pos, "want ':' after a member name, found %s", describe(c))
+		return d.fail(d.pos, "want ':' after a member name, found %s", describe(c))
 	}
 	d.pos++
-	return wantValue, nil
+	return nil
 }
 
 // number reads a number by the grammar of RFC 8259; its value is of no interest yet.

@@ -15,8 +15,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func header(name string) Source              { return Source{Header: name} }
-func path(t testing.TB, s string) Source     { return Source{Path: mustPath(t, s)} }
+func header(name string) Source { return Source{Header: name} }
+func path(tb testing.TB, s string) Source {
+	tb.Helper()
+	return Source{Path: mustPath(tb, s)}
+}
 func body(s string) Message                  { return Message{Body: []byte(s)} }
 func headers(m map[string]string) MapHeaders { return MapHeaders(m) }
 func sha(s string) string                    { h := sha256.Sum256([]byte(s)); return hex.EncodeToString(h[:]) }
@@ -24,10 +27,11 @@ func with(h map[string]string, b string) Message {
 	return Message{Headers: headers(h), Body: []byte(b)}
 }
 
-func paths(t testing.TB, list ...string) []Path {
+func paths(tb testing.TB, list ...string) []Path {
+	tb.Helper()
 	var out []Path
 	for _, s := range list {
-		out = append(out, *mustPath(t, s))
+		out = append(out, *mustPath(tb, s))
 	}
 	return out
 }
@@ -264,6 +268,7 @@ func TestShorten(t *testing.T) {
 // it with its strategy and an encoding of the parts that is injective without doubt. A part that
 // starts with '~' and is JSON is a value in the body, any other is a header.
 func partsOf(t *testing.T, data []byte) (Strategy, Message, string) {
+	t.Helper()
 	values, h, identity := []string{}, MapHeaders{}, []string{}
 	var sources []Source
 	for i, part := range strings.Split(string(data), "\x1f") {

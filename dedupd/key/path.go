@@ -109,11 +109,11 @@ func (p *pathParser) segment() (segment, error) {
 
 // dotted reads the member name after a dot.
 func (p *pathParser) dotted() (segment, error) {
-	switch c := p.next(); {
-	case c == '.':
+	switch p.next() {
+	case '.':
 		p.pos--
 		return segment{}, p.fail("'..' may select several values; write every step, such as $.order.id")
-	case c == '*':
+	case '*':
 		return segment{}, p.failWildcard()
 	}
 	start := p.pos

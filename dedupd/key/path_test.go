@@ -8,20 +8,20 @@ import (
 	"unicode/utf8"
 )
 
-func mustPath(t testing.TB, s string) *Path {
-	t.Helper()
+func mustPath(tb testing.TB, s string) *Path {
+	tb.Helper()
 	p, err := ParsePath(s)
 	if err != nil {
-		t.Fatalf("path %s: %v", s, err)
+		tb.Fatalf("path %s: %v", s, err)
 	}
 	return &p
 }
 
-func canonical(t testing.TB, text []byte) string {
-	t.Helper()
+func canonical(tb testing.TB, text []byte) string {
+	tb.Helper()
 	out, err := tryCanonical(text)
 	if err != nil {
-		t.Fatalf("%s: %v", text, err)
+		tb.Fatalf("%s: %v", text, err)
 	}
 	return out
 }
