@@ -33,6 +33,8 @@ const (
 	ReasonConflict      = "Conflict"      // Accepted=False, a child's name is taken by an object that is not ours
 	ReasonLoaded        = "Loaded"        // ConfigLoaded=True
 	ReasonOutdated      = "Outdated"      // ConfigLoaded=False, some replicas run another configuration
+	ReasonRejected      = "Rejected"      // ConfigLoaded=False, a replica does not accept the configuration
+	ReasonUnknownFields = "UnknownFields" // ConfigLoaded=True, but dedupd does not know some of its fields
 	ReasonReachable     = "Reachable"     // StoreReachable=True
 	ReasonUnreachable   = "Unreachable"   // StoreReachable=False, the message is the store's error
 	ReasonSafe          = "Safe"          // StoreSafe=True

@@ -183,7 +183,7 @@ func (r *Registry) Status() []status.Policy {
 }
 
 // notAsked is what is said of a store before it has said something itself.
-const notAsked = "not asked yet"
+const notAsked = status.NotAsked
 
 func storeKind(p *policy.Policy) string {
 	switch {

@@ -32,8 +32,8 @@ type Store struct {
 	// Kind is Redis or Memory.
 	Kind string `json:"kind"`
 
-	// Reachable says whether the store answered; Error why it did not. The Error of a store
-	// that was not asked yet says so.
+	// Reachable says whether the store answered; Error why it did not, NotAsked while it was
+	// not asked yet.
 	Reachable bool   `json:"reachable"`
 	Error     string `json:"error"`
 
@@ -42,3 +42,6 @@ type Store struct {
 	Safety string `json:"safety"`
 	Reason string `json:"reason"`
 }
+
+// NotAsked is the Error of a store that was not asked yet: it is not known to be unreachable.
+const NotAsked = "not asked yet"
