@@ -39,15 +39,16 @@ func invalid(field, format string, args ...any) error {
 // relies on.
 func checkJSON(data []byte) error {
 	if i := invalidUTF8(data); i >= 0 {
-		return invalid("", "body: not UTF-8 at byte %d; send binary payloads as bodyBase64", i)
+		return invalid("body", "body at offset %d: not UTF-8; send binary payloads as bodyBase64", i)
 	}
 	var raw json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
-			return invalid("", "body: not JSON at byte %d: %s", syntax.Offset, syntax.Error())
+			// Its offset counts the byte that is wrong.
+			return invalid("body", "body at offset %d: not JSON: %s", max(syntax.Offset-1, 0), syntax.Error())
 		}
-		return invalid("", "body: not JSON: %s", err.Error())
+		return invalid("body", "body: not JSON: %s", err.Error())
 	}
 	return nil
 }
