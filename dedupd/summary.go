@@ -51,8 +51,8 @@ func (s *summary) write(w io.Writer) {
 	if len(s.shadow) > 0 {
 		fmt.Fprintf(w, "without enforcement: Shadow: %s\n", counts(s.shadow))
 	}
-	fmt.Fprintf(w, "keys: %d, errors: %d\n", s.keys, s.errors)
-	if s.oldest > 0 {
+	fmt.Fprintf(w, "keys formed: %d, errors: %d\n", s.keys, s.errors)
+	if s.decisions[engine.Duplicate]+s.decisions[engine.Conflict]+s.shadow[string(engine.Duplicate)] > 0 {
 		fmt.Fprintf(w, "oldest duplicate: %s after the first\n", s.oldest.Round(time.Millisecond))
 	}
 }
