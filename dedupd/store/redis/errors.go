@@ -78,6 +78,9 @@ func (s *server) unavailable(err error) string {
 	switch {
 	case dial != nil:
 		return s.undialled(dial)
+	case isAlert(err):
+		// With TLS 1.3 the server speaks of the client's certificate after the handshake.
+		return s.at("", badClientCert(err))
 	case errors.Is(err, context.Canceled):
 		return s.at("", "the caller gave up before the server answered")
 	case errors.Is(err, redis.ErrPoolTimeout):
@@ -85,11 +88,14 @@ func (s *server) unavailable(err error) string {
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
 		return s.at("", fmt.Sprintf("no answer in time, which is %s at most: the server is down, overloaded or behind a firewall", s.timeout))
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		text := "the server closed the connection"
-		if s.spec.TLS == nil {
-			text += ": it went down, or it wants TLS, for which store.redis.tls has to be set"
+		other := "it wants TLS, for which store.redis.tls has to be set"
+		if s.spec.TLS != nil {
+			other = "it does not accept the client certificate, see store.redis.tls.clientSecretRef"
 		}
-		return s.at("", text)
+		return s.at("", "the server closed the connection: it went down, or "+other)
+	}
+	if strings.HasPrefix(err.Error(), "redis: can't parse") {
+		return s.at("", "what answers there is no Redis server: "+err.Error())
 	}
 	return s.at("", err.Error())
 }
@@ -102,12 +108,11 @@ func isTimeout(err error) bool {
 // undialled says why there is no connection.
 func (s *server) undialled(d *dialError) string {
 	var (
-		dns        *net.DNSError
-		untrusted  x509.UnknownAuthorityError
-		misnamed   x509.HostnameError
-		expired    x509.CertificateInvalidError
-		notTLS     tls.RecordHeaderError
-		clientCert tls.AlertError
+		dns       *net.DNSError
+		untrusted x509.UnknownAuthorityError
+		misnamed  x509.HostnameError
+		expired   x509.CertificateInvalidError
+		notTLS    tls.RecordHeaderError
 	)
 	switch {
 	case errors.As(d.err, &dns) && dns.IsNotFound:
@@ -124,12 +129,25 @@ func (s *server) undialled(d *dialError) string {
 		return s.at(d.addr, "the server's certificate is not valid: "+expired.Error())
 	case errors.As(d.err, &notTLS):
 		return s.at(d.addr, "the server does not speak TLS there: name its TLS port, or remove store.redis.tls")
-	case errors.As(d.err, &clientCert):
-		return s.at(d.addr, clientCert.Error()+": the server wants another client certificate, see store.redis.tls.clientSecretRef")
+	case isAlert(d.err):
+		return s.at(d.addr, badClientCert(d.err))
+	case errors.Is(d.err, errHandshake) && (isTimeout(d.err) || errors.Is(d.err, context.DeadlineExceeded)):
+		return s.at(d.addr, fmt.Sprintf("no answer to the TLS handshake within %s: name the server's TLS port, or remove store.redis.tls", s.timeout))
 	case isTimeout(d.err), errors.Is(d.err, context.DeadlineExceeded):
 		return s.at(d.addr, fmt.Sprintf("no connection within %s: the server is down or behind a firewall", s.timeout))
 	}
 	return s.at(d.addr, d.err.Error())
+}
+
+// isAlert says whether the server itself ended the TLS connection. The type of its alert is
+// not exported.
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
+}
+
+func badClientCert(err error) string {
+	return fmt.Sprintf("the server ends the TLS connection (%v): if it wants a client certificate, name the Secret with tls.crt and tls.key in store.redis.tls.clientSecretRef", err)
 }
 
 // refusals are the server's answers that a user can do something about, by how they begin.

@@ -1,0 +1,201 @@
+package redis_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
+)
+
+func rewrite(t *testing.T, dir, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestARotatedPasswordIsUsedByTheNextConnection(t *testing.T) {
+	server := redistest.Start(t)
+	server.Must("acl", "setuser", "joe", "on", ">first", "+@all", "~*")
+	dir := secrets(t, map[string]string{"creds/username": "joe\n", "creds/password": "first\n"})
+	s := newStore(t, server.Addr, credentials(dir, "creds"), within(2*time.Second))
+	want(t, s, []store.Op{op(store.Mark, "k", "a")}, store.Granted)
+
+	server.Must("acl", "setuser", "joe", "resetpass", ">second")
+	server.Must("client", "kill", "user", "joe")
+	r := apply(s, op(store.Mark, "k", "b"))[0]
+	if !errors.Is(r.Err, store.ErrUnavailable) || !strings.Contains(r.Err.Error(), "credentialsSecretRef creds") {
+		t.Fatalf("with the old password: %+v, want an error that names the Secret", r)
+	}
+	rewrite(t, dir, "creds/password", "second\n")
+	want(t, s, []store.Op{op(store.Mark, "k", "b")}, store.Seen)
+}
+
+func TestTheDocumentedPermissionsAreEnough(t *testing.T) {
+	server := redistest.Start(t)
+	server.Must("acl", "setuser", "joe", "on", ">pw", "resetchannels", "-@all", "~dedup:*",
+		"+set", "+get", "+pttl", "+del", "+eval", "+evalsha", "+ping", "+info")
+	dir := secrets(t, map[string]string{"creds/username": "joe", "creds/password": "pw"})
+	s := newStore(t, server.Addr, credentials(dir, "creds"))
+	want(t, s, []store.Op{op(store.Mark, "dedup:m", "a"), op(store.Claim, "dedup:c", "a")}, store.Granted, store.Granted)
+	want(t, s, []store.Op{op(store.Mark, "dedup:m", "b"), op(store.Claim, "dedup:c", "b"), op(store.Lookup, "dedup:c", "")},
+		store.Seen, store.Held, store.Granted)
+	want(t, s, []store.Op{held(op(store.Complete, "dedup:c", "a"), 1), op(store.Forget, "dedup:m", "")}, store.Granted, store.Granted)
+	if h := s.Health(t.Context()); h.Err != nil {
+		t.Errorf("health: %+v", h)
+	}
+}
+
+// authority signs certificates for tests.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  string
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	a.key = a.newKey()
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.pem = encode("CERTIFICATE", der)
+	return a
+}
+
+func (a *authority) newKey() *ecdsa.PrivateKey {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return key
+}
+
+func encode(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// issue returns a certificate for a name, and its key.
+func (a *authority) issue(name string) (cert, key string) {
+	a.t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	private := a.newKey()
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &private.PublicKey, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)
+}
+
+func TestTLS(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	serverCert, serverKey := ours.issue("redis.test")
+	clientCert, clientKey := ours.issue("dedupd")
+	strangerCert, strangerKey := theirs.issue("stranger")
+	dir := secrets(t, map[string]string{
+		"server/tls.crt": serverCert, "server/tls.key": serverKey,
+		"ca/ca.crt": ours.pem, "other-ca/ca.crt": theirs.pem, "no-ca/ca.crt": "hello",
+		"client/tls.crt": clientCert, "client/tls.key": clientKey,
+		"stranger/tls.crt": strangerCert, "stranger/tls.key": strangerKey,
+		"mixed/tls.crt": clientCert, "mixed/tls.key": strangerKey,
+	})
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	server := redistest.Start(t, "--tls-port", port, "--tls-auth-clients", "yes", "--tls-ca-cert-file", dir+"/ca/ca.crt",
+		"--tls-cert-file", dir+"/server/tls.crt", "--tls-key-file", dir+"/server/tls.key")
+
+	ref := func(name string) *v1alpha1.SecretRef {
+		if name == "" {
+			return nil
+		}
+		return &v1alpha1.SecretRef{Name: name}
+	}
+	tests := map[string]struct {
+		addr             string
+		ca, client, name string
+		want             string // in the error; empty: it works
+	}{
+		"all is right":                        {ca: "ca", client: "client", name: "redis.test"},
+		"an unknown authority":                {ca: "other-ca", client: "client", name: "redis.test", want: "store.redis.tls.caSecretRef"},
+		"the system's authorities":            {client: "client", name: "redis.test", want: "store.redis.tls.caSecretRef"},
+		"a name that the certificate has not": {ca: "ca", client: "client", want: "store.redis.tls.serverName"},
+		"no client certificate":               {ca: "ca", name: "redis.test", want: "store.redis.tls.clientSecretRef"},
+		"another's client certificate":        {ca: "ca", client: "stranger", name: "redis.test", want: "store.redis.tls.clientSecretRef"},
+		"a key of another certificate":        {ca: "ca", client: "mixed", name: "redis.test", want: "store.redis.tls.clientSecretRef mixed: keys tls.crt and tls.key"},
+		"a CA that is none":                   {ca: "no-ca", client: "client", name: "redis.test", want: "store.redis.tls.caSecretRef no-ca: key ca.crt holds no certificate"},
+		"a Secret that is not there":          {ca: "nowhere", client: "client", name: "redis.test", want: "store.redis.tls.caSecretRef nowhere: key ca.crt is not there"},
+		"a port without TLS":                  {addr: server.Addr, ca: "ca", client: "client", name: "redis.test", want: "name the server's TLS port"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if test.addr == "" {
+				test.addr = addr
+			}
+			s := newStore(t, test.addr, within(2*time.Second), func(o *redis.Options) {
+				o.SecretsDir = dir
+				o.Spec.TLS = &v1alpha1.RedisTLS{CASecretRef: ref(test.ca), ClientSecretRef: ref(test.client), ServerName: test.name}
+			})
+			if test.want == "" {
+				want(t, s, []store.Op{op(store.Mark, "k", "a")}, store.Granted)
+				return
+			}
+			r := apply(s, op(store.Mark, "k", "b"))[0]
+			if !errors.Is(r.Err, store.ErrUnavailable) || !strings.Contains(r.Err.Error(), test.want) {
+				t.Errorf("%+v, want an error that says %q", r, test.want)
+			}
+		})
+	}
+	t.Run("a certificate that comes later is used by the next connection", func(t *testing.T) {
+		late := secrets(t, map[string]string{"ca/ca.crt": theirs.pem})
+		s := newStore(t, addr, func(o *redis.Options) {
+			o.SecretsDir = late
+			o.Spec.TLS = &v1alpha1.RedisTLS{CASecretRef: ref("ca"), ClientSecretRef: ref("client"), ServerName: "redis.test"}
+		})
+		if r := apply(s, op(store.Mark, "late", "a"))[0]; r.Err == nil {
+			t.Fatalf("%+v, want an error", r)
+		}
+		if err := os.Mkdir(late+"/client", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		rewrite(t, late, "ca/ca.crt", ours.pem)
+		rewrite(t, late, "client/tls.crt", clientCert)
+		rewrite(t, late, "client/tls.key", clientKey)
+		want(t, s, []store.Op{op(store.Mark, "late", "a")}, store.Granted)
+	})
+}

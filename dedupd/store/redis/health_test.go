@@ -1,0 +1,112 @@
+package redis_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
+)
+
+func TestHealth(t *testing.T) {
+	started := func(args ...string) func(*testing.T) *redis.Store {
+		return func(t *testing.T) *redis.Store { return newStore(t, redistest.Start(t, args...).Addr) }
+	}
+	// without is a server on which a user may not run some commands, as managed servers have it.
+	without := func(commands []string, args ...string) func(*testing.T) *redis.Store {
+		return func(t *testing.T) *redis.Store {
+			server := redistest.Start(t, args...)
+			rules := []any{"acl", "setuser", "joe", "on", ">pw", "~*", "+@all"}
+			for _, c := range commands {
+				rules = append(rules, "-"+c)
+			}
+			server.Must(rules...)
+			dir := secrets(t, map[string]string{"creds/username": "joe", "creds/password": "pw"})
+			return newStore(t, server.Addr, credentials(dir, "creds"))
+		}
+	}
+	tests := map[string]struct {
+		store  func(t *testing.T) *redis.Store
+		safety store.Safety
+		says   []string
+		err    string
+	}{
+		"no eviction and an append-only file": {
+			store: started("--appendonly", "yes"), safety: store.Safe,
+			says: []string{"noeviction", "appendonly is on"},
+		},
+		"snapshots only": {
+			store: started("--save", "3600 1"), safety: store.Safe,
+			says: []string{"snapshots", "3600 1", "a crash forgets"},
+		},
+		"an eviction policy for all keys": {
+			store: started("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"), safety: store.Unsafe,
+			says: []string{"maxmemory-policy is allkeys-lru", "set noeviction"},
+		},
+		"an eviction policy for keys that expire, as all of ours do": {
+			store: started("--appendonly", "yes", "--maxmemory-policy", "volatile-ttl"), safety: store.Unsafe,
+			says: []string{"maxmemory-policy is volatile-ttl", "set noeviction"},
+		},
+		"no persistence": {
+			store: started(), safety: store.Unsafe,
+			says: []string{"a restart of the server forgets every mark", "set appendonly yes"},
+		},
+		"CONFIG hidden, an append-only file": {
+			store: without([]string{"config"}, "--appendonly", "yes"), safety: store.Safe,
+			says: []string{"noeviction", "appendonly is on"},
+		},
+		"CONFIG hidden, snapshots perhaps": {
+			store: without([]string{"config"}, "--save", "3600 1"), safety: store.SafetyUnknown,
+			says: []string{"does not tell whether it saves snapshots"},
+		},
+		"CONFIG hidden, an eviction policy": {
+			store: without([]string{"config"}, "--maxmemory-policy", "allkeys-random"), safety: store.Unsafe,
+			says: []string{"maxmemory-policy is allkeys-random"},
+		},
+		"INFO and CONFIG hidden": {
+			store: without([]string{"config", "info"}), safety: store.SafetyUnknown,
+			says: []string{"does not tell its maxmemory-policy", "does not tell whether it persists"},
+		},
+		"an old server": {
+			store: func(t *testing.T) *redis.Store {
+				return newStore(t, says(t, "info", "$21\r\nredis_version:6.2.14\r"))
+			},
+			safety: store.SafetyUnknown, err: "the server is Redis 6.2.14: dedupd needs Redis 7.0 or newer",
+		},
+		"a replica": {
+			store: func(t *testing.T) *redis.Store {
+				replica := redistest.Start(t)
+				replica.Must("replicaof", "127.0.0.1", "1")
+				return newStore(t, replica.Addr)
+			},
+			safety: store.SafetyUnknown, err: "read-only replica",
+		},
+		"a wrong password": {
+			store: func(t *testing.T) *redis.Store {
+				return newStore(t, redistest.Start(t, "--requirepass", "pw").Addr)
+			},
+			safety: store.SafetyUnknown, err: "store.redis.credentialsSecretRef: not set",
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := test.store(t).Health(t.Context())
+			if h.Safety != test.safety {
+				t.Errorf("safety %s, want %s (%+v)", h.Safety, test.safety, h)
+			}
+			for _, part := range test.says {
+				if !strings.Contains(h.Reason, part) {
+					t.Errorf("reason %q does not say %q", h.Reason, part)
+				}
+			}
+			switch {
+			case (h.Err == nil) != (test.err == ""):
+				t.Errorf("error %v, want %q", h.Err, test.err)
+			case h.Err != nil && !strings.Contains(h.Err.Error(), test.err):
+				t.Errorf("error %v, want %q", h.Err, test.err)
+			}
+		})
+	}
+}
