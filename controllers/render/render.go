@@ -49,6 +49,9 @@ func NewInput(p *v1alpha1.DedupPolicy, compiled *policy.Policy, o Options) (Inpu
 	return Input{ConfigHash: policy.HashConfig(manifest), policy: p, compiled: compiled, manifest: manifest, options: o}, nil
 }
 
+// Spec is the policy's, with every default filled in. It must not be changed.
+func (in Input) Spec() v1alpha1.DedupPolicySpec { return in.policy.Spec }
+
 // ConfigMap holds dedupd's configuration file.
 func ConfigMap(in Input) *corev1ac.ConfigMapApplyConfiguration {
 	return corev1ac.ConfigMap(in.name(), in.policy.Namespace).

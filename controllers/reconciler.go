@@ -1,0 +1,164 @@
+// Package controllers keeps what runs in step with the DedupPolicies: compile, render, apply,
+// observe, publish.
+package controllers
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/controllers/render"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+)
+
+// Reconciler reconciles DedupPolicies. Every field is required.
+type Reconciler struct {
+	// Client reads from the cache and writes to the API server. Live reads from the API server.
+	Client client.Client
+	Live   client.Reader
+
+	Events events.EventRecorder
+	Status StatusClient
+	Clock  clock.PassiveClock
+	Render render.Options
+}
+
+// Reconcile brings the children of one policy, and its status, to what they should be.
+func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (reconcile.Result, error) {
+	if p.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil // The children's owner references do the rest.
+	}
+	before := p.DeepCopy()
+	compiled, errs := policy.Compile(p)
+	if len(errs) > 0 {
+		refuse(p, v1alpha1.ReasonInvalid, sentence(errs), r.Clock.Now())
+		return reconcile.Result{}, r.publish(ctx, before, p)
+	}
+	in, err := render.NewInput(p, compiled, r.Render)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	rolling, err := r.applyAll(ctx, p, in)
+	if err != nil {
+		return r.refused(ctx, before, p, err)
+	}
+	seen, err := r.observe(ctx, p)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	seen.configHash, seen.replicas, seen.rolling = in.ConfigHash, in.Replicas(), rolling
+	judge(p, seen, r.Clock.Now())
+	return reconcile.Result{RequeueAfter: r.lookAgain(p)}, r.publish(ctx, before, p)
+}
+
+// applyAll writes the children that are not as they should be, and says whether the Deployment
+// was among them. It writes nothing if any name is taken.
+func (r *Reconciler) applyAll(ctx context.Context, p *v1alpha1.DedupPolicy, in render.Input) (rolling bool, err error) {
+	var due []*change
+	for _, k := range kinds {
+		c, err := k.plan(ctx, r, p, in)
+		if err != nil {
+			return false, err
+		}
+		if c != nil {
+			due = append(due, c)
+		}
+	}
+	for _, c := range due {
+		if err := c.write(ctx); err != nil {
+			return false, err
+		}
+		r.record(p, c.news)
+		if _, ok := c.object.(*appsv1.Deployment); ok {
+			rolling = true
+		}
+	}
+	return rolling, nil
+}
+
+// refused publishes why the children could not be applied, where the user can do something
+// about it, and says when it is worth another try.
+func (r *Reconciler) refused(ctx context.Context, before, p *v1alpha1.DedupPolicy, err error) (reconcile.Result, error) {
+	now := r.Clock.Now()
+	var conflict *conflictError
+	switch {
+	case errors.As(err, &conflict):
+		// Nobody tells us when an object that is not ours goes.
+		refuse(p, v1alpha1.ReasonConflict, conflict.Error(), now)
+		return reconcile.Result{RequeueAfter: halfToOneMinute()}, r.publish(ctx, before, p)
+	case apierrors.IsInvalid(err):
+		// Such as resources of which the requests exceed the limits.
+		refuse(p, v1alpha1.ReasonInvalid, "spec.deployment: "+err.Error(), now)
+		return reconcile.Result{}, r.publish(ctx, before, p)
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return reconcile.Result{}, nil
+	case apierrors.IsForbidden(err):
+		// A quota, or a policy of the cluster. It may change without our notice.
+		set(p, v1alpha1.ConditionReady, no(v1alpha1.ReasonNotReady, tidy(err.Error())), now)
+		return reconcile.Result{}, errors.Join(err, r.publish(ctx, before, p))
+	}
+	return reconcile.Result{}, err
+}
+
+// publish writes the status if it changed, and records the events of the change.
+func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolicy) error {
+	if equality.Semantic.DeepEqual(before.Status, p.Status) {
+		return nil
+	}
+	after := p.Status.DeepCopy() // the patch overwrites p by the API server's answer
+	// The lock makes sure that the transition starts at the status that it is judged by: a cache
+	// that lags would tell an event twice.
+	err := r.Client.Status().Patch(ctx, p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	r.record(p, statusNews(before.Status.Conditions, after.Conditions))
+	return nil
+}
+
+func (r *Reconciler) record(p *v1alpha1.DedupPolicy, news []event) {
+	for _, e := range news {
+		r.Events.Eventf(p, nil, e.kind, e.reason, e.action, "%s", e.note)
+	}
+}
+
+// lookAgain is when the pods are asked again: soon while something is about to happen and less
+// and less often while it does not, and from time to time when all is well, since nobody tells
+// us when a store fails.
+func (r *Reconciler) lookAgain(p *v1alpha1.DedupPolicy) time.Duration {
+	is := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+	if is.Status == metav1.ConditionTrue {
+		return halfToOneMinute()
+	}
+	waited := r.Clock.Since(is.LastTransitionTime.Time)
+	return min(max(waited/4, time.Second), 30*time.Second)
+}
+
+// halfToOneMinute is spread, so that many policies do not stay in step.
+func halfToOneMinute() time.Duration {
+	return 30*time.Second + rand.N(30*time.Second)
+}
+
+// sentence puts errors, each of which starts with its field's path, into one message.
+func sentence(errs field.ErrorList) string {
+	all := make([]string, len(errs))
+	for i, err := range errs {
+		all[i] = err.Error()
+	}
+	return strings.Join(all, "; ")
+}

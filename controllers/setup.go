@@ -1,0 +1,115 @@
+package controllers
+
+import (
+	"errors"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/controllers/render"
+)
+
+// Creating by server-side apply needs create and patch. update of the finalizers subresource is
+// what clusters with OwnerReferencesPermissionEnforcement want of who sets blockOwnerDeletion.
+//
+// +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies,verbs=get;list;watch
+// +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies/status,verbs=patch
+// +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies/finalizers,verbs=update
+// +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts;services,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups="",resources=pods,verbs=list
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// Options are the operator's settings.
+type Options struct {
+	// Image is the image that holds /dedupd. Required.
+	Image string
+
+	// PullPolicy is the image's pull policy; empty for the one that Kubernetes derives from the tag.
+	PullPolicy corev1.PullPolicy
+
+	// OperatorNamespace is where the operator runs: dedupd's NetworkPolicies let it in. Required.
+	OperatorNamespace string
+
+	// StatusClient asks dedupd's pods; nil for NewStatusClient.
+	StatusClient StatusClient
+}
+
+// Name is the controller's, in its metrics, its log and the events it reports.
+const Name = "dedup-operator"
+
+// workers is how many policies are reconciled at once: one may wait seconds for a pod to answer.
+const workers = 8
+
+// SetupWithManager adds the controller to a manager whose cache has the CacheOptions.
+func SetupWithManager(m ctrl.Manager, o Options) error {
+	switch {
+	case o.Image == "":
+		return errors.New("controllers: Options.Image is empty: name the image that holds /dedupd")
+	case o.OperatorNamespace == "":
+		return errors.New("controllers: Options.OperatorNamespace is empty: name the namespace that the operator runs in")
+	}
+	if o.StatusClient == nil {
+		o.StatusClient = NewStatusClient()
+	}
+	r := &Reconciler{
+		Client: m.GetClient(),
+		Live:   m.GetAPIReader(),
+		Events: m.GetEventRecorder(Name),
+		Status: o.StatusClient,
+		Clock:  clock.RealClock{},
+		Render: render.Options{Image: o.Image, PullPolicy: o.PullPolicy, OperatorNamespace: o.OperatorNamespace},
+	}
+	b := ctrl.NewControllerManagedBy(m).
+		Named("deduppolicy").
+		// A new generation is a new spec; the status is our own.
+		For(&v1alpha1.DedupPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
+	for _, k := range kinds {
+		b = b.Owns(k.empty())
+	}
+	return b.Complete(reconcile.AsReconciler(m.GetClient(), r))
+}
+
+// CacheOptions keep the cache small: of the children's kinds, what bears the operator's label.
+func CacheOptions() cache.Options {
+	ours := labels.SelectorFromSet(labels.Set{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy})
+	byObject := map[client.Object]cache.ByObject{}
+	for _, k := range kinds {
+		byObject[k.empty()] = cache.ByObject{Label: ours, Transform: keepOwnFields}
+	}
+	return cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: byObject}
+}
+
+// keepOwnFields strips an object of the record of who set which field, but for the operator's
+// own: that is what the operator compares with what it wants. It is how a field that another
+// changed is found, and why one that the API server defaulted is no difference.
+var keepOwnFields toolscache.TransformFunc = func(in any) (any, error) {
+	object, err := meta.Accessor(in)
+	if err != nil || object.GetManagedFields() == nil {
+		return in, nil // such as a DeletedFinalStateUnknown
+	}
+	var own []metav1.ManagedFieldsEntry
+	for _, entry := range object.GetManagedFields() {
+		if entry.Manager == v1alpha1.FieldOwner && entry.Operation == metav1.ManagedFieldsOperationApply && entry.Subresource == "" {
+			own = append(own, entry)
+		}
+	}
+	object.SetManagedFields(own)
+	return in, nil
+}
