@@ -104,7 +104,7 @@ func (r *Registry) run(p *policy.Policy, old *running) (*running, bool, error) {
 	opened := &openStore{Store: s, hash: p.StoreHash}
 	opened.refs.Store(1)
 	opened.health.Store(&status.Store{
-		Kind: storeKind(p), Error: notAsked, Safety: string(store.SafetyUnknown), Reason: notAsked,
+		Kind: storeKind(p), Error: status.NotAsked, Safety: string(store.SafetyUnknown), Reason: status.NotAsked,
 	})
 	return &running{engine: r.newEngine(p, s), store: opened}, true, nil
 }
@@ -181,9 +181,6 @@ func (r *Registry) Status() []status.Policy {
 	}
 	return policies
 }
-
-// notAsked is what is said of a store before it has said something itself.
-const notAsked = status.NotAsked
 
 func storeKind(p *policy.Policy) string {
 	switch {

@@ -1,0 +1,376 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
+)
+
+func ctx(t *testing.T) context.Context {
+	t.Helper()
+	c, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return c
+}
+
+func order(user int) *pb.Message {
+	return &pb.Message{Body: fmt.Appendf(nil, `{"user_id": %d, "event_type": "signup"}`, user)}
+}
+
+func id(name string) *pb.Message {
+	return &pb.Message{Headers: map[string]string{"Message-ID": name}}
+}
+
+func TestGRPCClaimLife(t *testing.T) {
+	f := start(t)
+	check := func() *pb.Answer {
+		t.Helper()
+		out, err := f.rpc.Check(ctx(t), &pb.CheckRequest{Policy: "orders", Consumer: "billing", Message: order(17)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.GetAnswer()
+	}
+	first := check()
+	if first.GetDecision() != pb.Decision_DECISION_FRESH || first.GetFence() != 1 || first.GetLease().AsDuration() != 30*time.Second {
+		t.Fatalf("first: %v", first)
+	}
+	held := check()
+	if held.GetDecision() != pb.Decision_DECISION_IN_PROGRESS || held.GetRetryAfter().AsDuration() <= 0 || held.GetToken() != "" {
+		t.Fatalf("held: %v", held)
+	}
+	k, token := first.GetKey(), first.GetToken()
+	if out, err := f.rpc.Renew(ctx(t), &pb.RenewRequest{Policy: "orders", Key: k, Token: token}); err != nil || out.GetSettled().GetLease().AsDuration() != 30*time.Second {
+		t.Errorf("renew: %v %v", out, err)
+	}
+	if found, err := f.rpc.Lookup(ctx(t), &pb.LookupRequest{Policy: "orders", Key: k}); err != nil || found.GetState() != pb.State_STATE_CLAIMED || found.GetLeaseRemaining().AsDuration() <= 0 {
+		t.Errorf("lookup: %v %v", found, err)
+	}
+	if out, err := f.rpc.Release(ctx(t), &pb.ReleaseRequest{Policy: "orders", Key: k, Token: token}); err != nil || out.GetSettled().GetState() != pb.State_STATE_RELEASED {
+		t.Errorf("release: %v %v", out, err)
+	}
+	_, err := f.rpc.Complete(ctx(t), &pb.CompleteRequest{Policy: "orders", Key: k, Token: token})
+	if reason(t, err, codes.FailedPrecondition) != "STALE_TOKEN" {
+		t.Errorf("complete after release: %v", err)
+	}
+	second := check()
+	results, err := f.rpc.SettleBatch(ctx(t), &pb.SettleBatchRequest{Policy: "orders", Settles: []*pb.Settle{
+		{Verb: pb.Verb_VERB_COMPLETE, Key: k, Token: token},
+		{Verb: pb.Verb_VERB_COMPLETE, Key: k, Token: second.GetToken()},
+		{Verb: pb.Verb_VERB_COMPLETE, Key: k, Token: "none"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := results.GetResults(); r[0].GetError().GetCode() != "STALE_TOKEN" ||
+		r[1].GetSettled().GetState() != pb.State_STATE_COMPLETED || r[2].GetSettled().GetState() != pb.State_STATE_NONE {
+		t.Errorf("settle: %v", r)
+	}
+	if done := check(); done.GetDecision() != pb.Decision_DECISION_DUPLICATE || done.GetFirstSeen() == nil {
+		t.Errorf("after complete: %v", done)
+	}
+	if out, err := f.rpc.Forget(ctx(t), &pb.ForgetRequest{Policy: "orders", Key: k}); err != nil || !out.GetExisted() {
+		t.Errorf("forget: %v %v", out, err)
+	}
+	_, err = f.rpc.Lookup(ctx(t), &pb.LookupRequest{Policy: "orders", Key: k})
+	if reason(t, err, codes.NotFound) != "NOT_FOUND" {
+		t.Errorf("lookup: %v", err)
+	}
+}
+
+// reason is the code in the details of an error, which has the gRPC code as well.
+func reason(t *testing.T, err error, want codes.Code) string {
+	t.Helper()
+	st := status.Convert(err)
+	if st.Code() != want {
+		t.Fatalf("%v: want %s", err, want)
+	}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	t.Fatalf("%v: no ErrorInfo", err)
+	return ""
+}
+
+func TestGRPCBatch(t *testing.T) {
+	f := start(t, func(o *options) { o.limits.MaxBody = 100 })
+	out, err := f.rpc.CheckBatch(ctx(t), &pb.CheckBatchRequest{Policy: "ids", Consumer: "billing", Messages: []*pb.BatchMessage{
+		{Message: id("1")},
+		{Message: &pb.Message{}},
+		{Message: &pb.Message{Headers: map[string]string{"a": "1", "A": "2"}}},
+		{Message: &pb.Message{Headers: id("2").GetHeaders(), Body: make([]byte, 101)}},
+		{Message: id("1")},
+		{},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range out.GetAnswers() {
+		if a.GetError() != nil {
+			got = append(got, a.GetError().GetCode()+" "+a.GetError().GetField())
+			continue
+		}
+		got = append(got, a.GetAnswer().GetDecision().String())
+	}
+	want := []string{
+		"DECISION_FRESH", `KEY_MISSING header "message-id"`, "INVALID_MESSAGE messages[2].message.headers",
+		"TOO_LARGE messages[3].message.body", "DECISION_DUPLICATE", `KEY_MISSING header "message-id"`,
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
+func TestGRPCBadInput(t *testing.T) {
+	f := start(t, func(o *options) { o.limits.MaxBody, o.limits.MaxBatch, o.limits.MaxBatchBytes = 1000, 3, 2000 })
+	tests := map[string]struct {
+		call   func(context.Context) error
+		code   codes.Code
+		reason string
+	}{
+		"an unknown policy": {func(c context.Context) error {
+			_, err := f.rpc.Check(c, &pb.CheckRequest{Policy: "nope"})
+			return err
+		}, codes.NotFound, "NOT_FOUND"},
+		"no consumer": {func(c context.Context) error {
+			_, err := f.rpc.Check(c, &pb.CheckRequest{Policy: "ids", Message: id("1")})
+			return err
+		}, codes.InvalidArgument, "INVALID_ARGUMENT"},
+		"no message": {func(c context.Context) error {
+			_, err := f.rpc.Check(c, &pb.CheckRequest{Policy: "ids", Consumer: "a"})
+			return err
+		}, codes.InvalidArgument, "KEY_MISSING"},
+		"a body over the limit": {func(c context.Context) error {
+			_, err := f.rpc.Check(c, &pb.CheckRequest{Policy: "ids", Consumer: "a", Message: &pb.Message{Body: make([]byte, 1001)}})
+			return err
+		}, codes.ResourceExhausted, "TOO_LARGE"},
+		"too many messages": {func(c context.Context) error {
+			_, err := f.rpc.CheckBatch(c, &pb.CheckBatchRequest{Policy: "ids", Messages: make([]*pb.BatchMessage, 4)})
+			return err
+		}, codes.ResourceExhausted, "TOO_LARGE"},
+		"too many settlements": {func(c context.Context) error {
+			_, err := f.rpc.SettleBatch(c, &pb.SettleBatchRequest{Policy: "ids", Settles: make([]*pb.Settle, 4)})
+			return err
+		}, codes.ResourceExhausted, "TOO_LARGE"},
+		"a settlement without a verb": {func(c context.Context) error {
+			_, err := f.rpc.SettleBatch(c, &pb.SettleBatchRequest{Policy: "ids", Settles: []*pb.Settle{{Key: "a"}}})
+			return err
+		}, codes.InvalidArgument, "INVALID_ARGUMENT"},
+		"a token that is none": {func(c context.Context) error {
+			_, err := f.rpc.Complete(c, &pb.CompleteRequest{Policy: "ids", Key: "a", Token: "b"})
+			return err
+		}, codes.InvalidArgument, "INVALID_ARGUMENT"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := reason(t, test.call(ctx(t)), test.code); got != test.reason {
+				t.Errorf("got %s, want %s", got, test.reason)
+			}
+		})
+	}
+	t.Run("a message over what a server receives at all", func(t *testing.T) {
+		_, err := f.rpc.Check(ctx(t), &pb.CheckRequest{Policy: "ids", Message: &pb.Message{Body: make([]byte, 1<<20)}})
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestGRPCStatusAndHealth(t *testing.T) {
+	f := start(t)
+	eventually(t, "every store was asked", func() bool {
+		out, err := f.rpc.Status(ctx(t), &pb.StatusRequest{})
+		if err != nil || len(out.GetPolicies()) != 4 {
+			t.Fatalf("%v %v", out, err)
+		}
+		for _, p := range out.GetPolicies() {
+			if !p.GetStore().GetReachable() {
+				return false
+			}
+		}
+		return true
+	})
+	out, err := healthpb.NewHealthClient(f.conn).Check(ctx(t), &healthpb.HealthCheckRequest{Service: "dedupd.v1.DedupService"})
+	if err != nil || out.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("%v %v", out, err)
+	}
+}
+
+func TestStream(t *testing.T) {
+	f := start(t)
+	stream, err := f.rpc.CheckStream(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(r *pb.CheckStreamRequest) {
+		t.Helper()
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	receive := func(n int) map[uint64]*pb.CheckStreamResponse {
+		t.Helper()
+		got := map[uint64]*pb.CheckStreamResponse{}
+		for range n {
+			r, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[r.GetId()] = r
+		}
+		return got
+	}
+	check := func(id uint64, policy string, m *pb.Message) *pb.CheckStreamRequest {
+		return &pb.CheckStreamRequest{Id: id, Request: &pb.CheckStreamRequest_Check{
+			Check: &pb.CheckRequest{Policy: policy, Consumer: "billing", Message: m},
+		}}
+	}
+	send(check(1, "orders", order(1)))
+	first := receive(1)[1].GetAnswer()
+	if first.GetDecision() != pb.Decision_DECISION_FRESH {
+		t.Fatalf("got %v", first)
+	}
+	// All of these may be taken up together: whatever is, is answered under its id.
+	send(&pb.CheckStreamRequest{Id: 2, Request: &pb.CheckStreamRequest_Settle{Settle: &pb.StreamSettle{
+		Policy: "orders", Settle: &pb.Settle{Verb: pb.Verb_VERB_COMPLETE, Key: first.GetKey(), Token: first.GetToken()},
+	}}})
+	send(check(3, "orders", order(1)))
+	send(check(4, "ids", id("a")))
+	send(check(5, "ids", id("a")))
+	send(check(6, "nope", id("a")))
+	send(check(7, "ids", nil))
+	send(&pb.CheckStreamRequest{Id: 8})
+	send(&pb.CheckStreamRequest{Id: 9, Request: &pb.CheckStreamRequest_Settle{}})
+	got := receive(8)
+	if got[2].GetSettled().GetState() != pb.State_STATE_COMPLETED {
+		t.Errorf("2: %v", got[2])
+	}
+	for id, want := range map[uint64]pb.Decision{
+		3: pb.Decision_DECISION_DUPLICATE, 4: pb.Decision_DECISION_FRESH, 5: pb.Decision_DECISION_DUPLICATE,
+	} {
+		if got[id].GetAnswer().GetDecision() != want {
+			t.Errorf("%d: %v, want %s", id, got[id], want)
+		}
+	}
+	for id, want := range map[uint64]string{6: "NOT_FOUND", 7: "KEY_MISSING", 8: "INVALID_ARGUMENT", 9: "INVALID_ARGUMENT"} {
+		if got[id].GetError().GetCode() != want {
+			t.Errorf("%d: %v, want %s", id, got[id], want)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := stream.Recv(); err == nil || status.Code(err) == codes.Unavailable {
+		t.Errorf("after the end: %v %v", r, err)
+	}
+}
+
+// What arrives while a flight is on its way goes together in the next one, bounded by the batch limit.
+func TestStreamGathersWhatHasArrived(t *testing.T) {
+	gate := &gatedStore{entered: make(chan int, 100), pass: make(chan struct{})}
+	f := start(t, func(o *options) {
+		o.limits.MaxBatch = 5
+		o.open = gate.open
+	})
+	stream, err := f.rpc.CheckStream(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(i int) {
+		if err := stream.Send(&pb.CheckStreamRequest{Id: uint64(i), Request: &pb.CheckStreamRequest_Check{
+			Check: &pb.CheckRequest{Policy: "ids", Consumer: "billing", Message: id(fmt.Sprint(i))},
+		}}); err != nil {
+			t.Error(err)
+		}
+	}
+	send(0)
+	if n := <-gate.entered; n != 1 {
+		t.Fatalf("the first flight has %d checks, want 1", n)
+	}
+	const more = 12
+	for i := range more {
+		send(i + 1)
+	}
+	close(gate.pass)
+	flights := 0
+	for left := more; left > 0; flights++ {
+		n := <-gate.entered
+		if n > 5 {
+			t.Errorf("a flight of %d checks, at most 5 wanted", n)
+		}
+		left -= n
+	}
+	if flights > more/2 {
+		t.Errorf("%d flights for %d checks that were waiting", flights, more)
+	}
+	for range more + 1 {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A caller that sends and does not read is held back, and the server's memory with it.
+func TestStreamQueueIsBounded(t *testing.T) {
+	q := newQueue(Limits{MaxBatch: 2, MaxBatchBytes: 1000})
+	big := &pb.CheckStreamRequest{Request: &pb.CheckStreamRequest_Check{Check: &pb.CheckRequest{Message: &pb.Message{Body: make([]byte, 1000)}}}}
+	for name, fill := range map[string][]*pb.CheckStreamRequest{
+		"by number": {{Id: 1}, {Id: 2}},
+		"by bytes":  {big},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, r := range fill {
+				q.put(r)
+			}
+			put := make(chan bool)
+			go func() { put <- q.put(&pb.CheckStreamRequest{Id: 3}) }()
+			select {
+			case <-put:
+				t.Fatal("there was room")
+			case <-time.After(20 * time.Millisecond):
+			}
+			if taken, _ := q.take(); len(taken) != len(fill) {
+				t.Errorf("took %d", len(taken))
+			}
+			if !<-put {
+				t.Error("closed")
+			}
+			q.take()
+		})
+	}
+	q.close(errStopping)
+	if q.put(&pb.CheckStreamRequest{}) {
+		t.Error("a closed queue takes more")
+	}
+	if _, err := q.take(); err != errStopping {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestGRPCReflection(t *testing.T) {
+	f := start(t)
+	desc := &grpc.StreamDesc{StreamName: "ServerReflectionInfo", ServerStreams: true, ClientStreams: true}
+	stream, err := f.conn.NewStream(ctx(t), desc, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(&pb.StatusRequest{}); status.Code(err) == codes.Unimplemented {
+		t.Error(err)
+	}
+}
