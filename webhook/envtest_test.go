@@ -40,7 +40,7 @@ func TestAPIServer(t *testing.T) {
 
 	t.Run("a pod is connected to its policy's endpoint before the policy exists", func(t *testing.T) {
 		pod := create(t, c, newPod(unowned, named("early")))
-		want := append(endpointEnv[:3:3], corev1.EnvVar{Name: v1alpha1.EnvConsumer, Value: "early"})
+		want := slices.Concat(endpointEnv[:3], env(v1alpha1.EnvConsumer, "early"))
 		if !slices.Equal(pod.Spec.Containers[0].Env, want) {
 			t.Errorf("env %v, want %v", pod.Spec.Containers[0].Env, want)
 		}
@@ -304,8 +304,11 @@ func freePort(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // poll waits until the function returns nil, for 30 seconds at most.

@@ -3,6 +3,7 @@ package webhook
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,37 +15,22 @@ import (
 // Whatever the pod: injecting twice is injecting once, the patch does what Inject does, every
 // container is connected, and with our things removed again the pod is the one that came.
 func FuzzInject(f *testing.F) {
-	for _, pod := range []*corev1.Pod{
-		newPod(),
-		newPod(sidecar),
-		newPod(sidecar, annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectSidecar)),
-		newPod(labelled(v1alpha1.LabelPolicy, "NO")),
-		newPod(owned("Job", "nightly-29459520"), labelled(v1alpha1.LabelConsumer, "c")),
-		newPod(func(p *corev1.Pod) {
-			p.Spec.Containers[0].Env = env("A", "1", "DEDUPD_URL", "http://mine", "A", "2")
-			p.Spec.InitContainers = []corev1.Container{{Name: "dedupd"}, {Name: "b", Env: env("DEDUPD_POLICY", "")}}
-			p.Spec.Volumes = []corev1.Volume{{Name: "dedupd"}}
-		}),
-	} {
-		raw, err := json.Marshal(pod)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(raw, true)
-		f.Add(raw, false)
-	}
+	f.Add("orders", "", "", "", "ReplicaSet/checkout-6d4cf56db6", []byte{0}, true)
+	f.Add("orders", "sidecar", "", "", "Job/nightly-29459520", []byte{0, 64, 128}, true)
+	f.Add("orders", "sidecar", "sidecar", "billing", "", []byte{0x4f, 0x0b, 0x41, 0x82}, false)
+	f.Add("orders", "endpoint", "sidecar", "", "StatefulSet/db", []byte{0x41, 0x0e, 0x83, 0x05}, true)
+	f.Add("Orders", "Endpoint", "", "", "Node/worker", []byte{}, true)
 	policy := newPolicy()
-	f.Fuzz(func(t *testing.T, raw []byte, found bool) {
-		pod := &corev1.Pod{}
-		if json.Unmarshal(raw, pod) != nil {
-			return
+	f.Fuzz(func(t *testing.T, name, mode, mark, consumer, owner string, shape []byte, found bool) {
+		pod := fuzzedPod(owner, shape)
+		pod.Labels = map[string]string{v1alpha1.LabelPolicy: name, "pod-template-hash": "6d4cf56db6"}
+		setUnlessEmpty(pod.Labels, v1alpha1.LabelConsumer, consumer)
+		if mode != "" || mark != "" {
+			pod.Annotations = map[string]string{}
+			setUnlessEmpty(pod.Annotations, v1alpha1.AnnotationInject, mode)
+			setUnlessEmpty(pod.Annotations, v1alpha1.AnnotationInjected, mark)
 		}
-		// As the API server sends it: what it does not know is gone, what is invalid is mended.
-		normal := &corev1.Pod{}
-		if json.Unmarshal(marshal(t, pod), normal) != nil {
-			return
-		}
-		pod = normal
+		pod = normal(t, pod)
 		var p *v1alpha1.DedupPolicy
 		if found {
 			p = policy
@@ -72,6 +58,57 @@ func FuzzInject(f *testing.F) {
 			t.Fatalf("with our things removed\n%s\nbut it came as\n%s", got, want)
 		}
 	})
+}
+
+func setUnlessEmpty(m map[string]string, key, value string) {
+	if value != "" {
+		m[key] = value
+	}
+}
+
+// fuzzedPod is a pod of an owner, "kind/name", with a container, an init container or a volume per
+// byte. The names are such as the webhook's own, and such as it must not mistake for them.
+func fuzzedPod(owner string, shape []byte) *corev1.Pod {
+	pod := newPod(func(p *corev1.Pod) { p.Spec.Containers = nil })
+	if kind, name, ok := strings.Cut(owner, "/"); ok {
+		owned(kind, name)(pod)
+	} else {
+		unowned(pod)
+		pod.GenerateName = owner
+	}
+	names := []string{"app", v1alpha1.SidecarName, "dedupd-config", "DEDUPD_URL"}
+	envs := [][]corev1.EnvVar{nil, env("A", "1", "A", "2"), env("X", "", "DEDUPD_URL", "http://mine"), env("DEDUPD_POLICY", "", "DEDUPD_CONSUMER", "c")}
+	always := corev1.ContainerRestartPolicyAlways
+	for _, b := range shape {
+		c := corev1.Container{Name: names[b&3], Env: envs[b>>2&3]}
+		if b&16 != 0 {
+			c.RestartPolicy = &always
+		}
+		if b&32 != 0 {
+			c.Ports = []corev1.ContainerPort{{ContainerPort: SidecarPortHTTP, Protocol: corev1.ProtocolUDP}}
+		}
+		switch b >> 6 {
+		case 0:
+			pod.Spec.Containers = append(pod.Spec.Containers, c)
+		case 1:
+			pod.Spec.InitContainers = append(pod.Spec.InitContainers, c)
+		case 2:
+			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: names[b&3]})
+		default:
+			pod.Spec.HostNetwork = true
+		}
+	}
+	return pod
+}
+
+// normal is a pod as the API server sends it: what is no valid text is mended.
+func normal(t *testing.T, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
+	out := &corev1.Pod{}
+	if err := json.Unmarshal(marshal(t, pod), out); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // connected fails the test unless each container but the sidecar has our variables.

@@ -46,9 +46,19 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 	}
 	// The pod of a template, or of a client that relies on the URL, does not say its namespace.
 	pod.Namespace = req.Namespace
-	policy, err := h.policy(ctx, pod)
+	name, err := PolicyName(pod)
 	if err != nil {
-		return admission.Errored(http.StatusInternalServerError, err)
+		return admission.Denied(err.Error())
+	}
+	mode, err := Mode(pod)
+	if err != nil {
+		return admission.Denied(err.Error())
+	}
+	var policy *v1alpha1.DedupPolicy
+	if mode == v1alpha1.InjectSidecar {
+		if policy, err = h.policy(ctx, types.NamespacedName{Namespace: pod.Namespace, Name: name}); err != nil {
+			return admission.Errored(http.StatusInternalServerError, err)
+		}
 	}
 	a, err := plan(pod, h.Options, policy)
 	if err != nil {
@@ -57,24 +67,16 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 	return admission.Patched("", a.patch(pod)...)
 }
 
-// policy is the pod's policy, if the pod needs it to be connected: nil if not, or if there is
-// none of that name.
-func (h *Handler) policy(ctx context.Context, pod *corev1.Pod) (*v1alpha1.DedupPolicy, error) {
-	name, err := PolicyName(pod)
-	if err != nil {
-		return nil, nil // plan says so to the user
-	}
-	if mode, err := Mode(pod); err != nil || mode != v1alpha1.InjectSidecar {
-		return nil, nil
-	}
+// policy is the policy of that name, nil if there is none.
+func (h *Handler) policy(ctx context.Context, name types.NamespacedName) (*v1alpha1.DedupPolicy, error) {
 	for _, reader := range []client.Reader{h.Cache, h.API} {
 		policy := &v1alpha1.DedupPolicy{}
-		err := reader.Get(ctx, types.NamespacedName{Namespace: pod.Namespace, Name: name}, policy)
+		err := reader.Get(ctx, name, policy)
 		if err == nil {
 			return policy, nil
 		}
 		if !apierrors.IsNotFound(err) {
-			return nil, fmt.Errorf("reading DedupPolicy %s/%s: %w", pod.Namespace, name, err)
+			return nil, fmt.Errorf("reading DedupPolicy %s: %w", name, err)
 		}
 	}
 	return nil, nil

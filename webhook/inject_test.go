@@ -111,13 +111,13 @@ func TestInjectEndpoint(t *testing.T) {
 		"they come before the user's own, which may refer to them": {
 			in: newPod(func(p *corev1.Pod) { p.Spec.Containers[0].Env = env("CHECK", "$(DEDUPD_URL)/check") }),
 			out: newPod(marked, withEnv, func(p *corev1.Pod) {
-				p.Spec.Containers[0].Env = append(endpointEnv[:4:4], corev1.EnvVar{Name: "CHECK", Value: "$(DEDUPD_URL)/check"})
+				p.Spec.Containers[0].Env = slices.Concat(endpointEnv, env("CHECK", "$(DEDUPD_URL)/check"))
 			}),
 		},
 		"a variable that the user set keeps the user's value": {
 			in: newPod(func(p *corev1.Pod) { p.Spec.Containers[0].Env = env("DEDUPD_CONSUMER", "mine") }),
 			out: newPod(marked, func(p *corev1.Pod) {
-				p.Spec.Containers[0].Env = append(endpointEnv[:3:3], corev1.EnvVar{Name: "DEDUPD_CONSUMER", Value: "mine"})
+				p.Spec.Containers[0].Env = slices.Concat(endpointEnv[:3], env("DEDUPD_CONSUMER", "mine"))
 			}),
 		},
 		"a mark of another mode is corrected": {

@@ -148,21 +148,24 @@ func TestReconcilerOverTwoRenewalsWithASlowSecondReplica(t *testing.T) {
 func TestReconcilerMends(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, w *world){
 		"a caBundle that was removed": func(t *testing.T, w *world) {
+			t.Helper()
 			c := &admissionv1.MutatingWebhookConfiguration{}
 			if err := w.Get(context.Background(), types.NamespacedName{Name: "webhook"}, c); err != nil {
 				t.Fatal(err)
 			}
 			c.Webhooks[0].ClientConfig.CABundle = nil
-			if err := w.Client.Update(context.Background(), c); err != nil {
+			if err := w.Update(context.Background(), c); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"a Secret that was deleted": func(t *testing.T, w *world) {
+			t.Helper()
 			if err := w.Delete(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: secretName.Namespace, Name: secretName.Name}}); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"a webhook configuration that was installed again": func(t *testing.T, w *world) {
+			t.Helper()
 			c := webhookConfiguration(service())
 			if err := w.Delete(context.Background(), c); err != nil {
 				t.Fatal(err)

@@ -153,8 +153,17 @@ func TestTLSHandshake(t *testing.T) {
 			roots := x509.NewCertPool()
 			roots.AppendCertsFromPEM(state.Bundle())
 			client, server := net.Pipe()
-			go tls.Server(server, &tls.Config{Certificates: []tls.Certificate{state.Serving.TLS}}).Handshake()
+			served := make(chan error, 1)
+			go func() {
+				served <- tls.Server(server, &tls.Config{Certificates: []tls.Certificate{state.Serving.TLS}}).Handshake()
+			}()
 			if err := tls.Client(client, &tls.Config{RootCAs: roots, ServerName: serverName}).Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-served; err != nil {
 				t.Error(err)
 			}
 		})
