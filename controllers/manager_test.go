@@ -1,0 +1,190 @@
+package controllers_test
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/controllers"
+)
+
+// writeCounter counts what a manager asks of the API server, but for its events.
+type writeCounter struct {
+	http.RoundTripper
+	mu     sync.Mutex
+	writes []string // guarded by mu
+}
+
+func (c *writeCounter) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method != http.MethodGet && !strings.HasPrefix(r.URL.Path, "/apis/events.k8s.io/") {
+		c.mu.Lock()
+		c.writes = append(c.writes, r.Method+" "+r.URL.Path)
+		c.mu.Unlock()
+	}
+	return c.RoundTripper.RoundTrip(r)
+}
+
+func (c *writeCounter) all() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.writes)
+}
+
+// startManager runs the operator as it is run in a cluster, until stop is called.
+func startManager(w *world) (counter *writeCounter, stop func()) {
+	w.Helper()
+	counter = &writeCounter{}
+	cfg := rest.CopyConfig(restConfig)
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper {
+		counter.RoundTripper = rt
+		return counter
+	})
+	cacheOptions := controllers.CacheOptions()
+	cacheOptions.DefaultNamespaces = map[string]cache.Config{w.namespace: {}} // the other tests' policies are theirs
+	skip := true
+	m, err := ctrl.NewManager(cfg, ctrl.Options{
+		Scheme: scheme, Cache: cacheOptions, Metrics: metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: &skip}, // the second manager has a controller of the same name
+	})
+	must(w, err)
+	must(w, controllers.SetupWithManager(m, controllers.Options{
+		Image: "dedup-operator:test", OperatorNamespace: "dedup-system", StatusClient: w.pods,
+	}))
+	running, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- m.Start(running) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.Errorf("the manager: %v", err)
+		}
+	})
+	w.Cleanup(stop)
+	return counter, stop
+}
+
+// eventually waits for what the manager does by itself.
+func (w *world) eventually(what string, is func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if is() {
+			return
+		}
+	}
+	w.Fatalf("never came true: %s", what)
+}
+
+func (w *world) isReady() bool {
+	p := w.policy()
+	return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) && p.Status.ObservedGeneration == p.Generation
+}
+
+// poke makes the manager reconcile the policy without a change that matters.
+func (w *world) poke(value string) {
+	w.Helper()
+	cm := get(w, &corev1.ConfigMap{})
+	cm.Annotations["someone.else/poke"] = value
+	must(w, k8s.Update(ctx, cm))
+}
+
+func TestManagerBringsAPolicyToReadyAndThenRests(t *testing.T) {
+	w := newWorld(t)
+	_, stop := startManager(w)
+	w.create(everythingSet)
+	w.eventually("the Deployment is there", func() bool { return w.exists(&appsv1.Deployment{}) })
+	w.eventually("the ConfigMap is there", func() bool { return w.exists(&corev1.ConfigMap{}) })
+	w.roll("a", "b", "c")
+	w.eventually("the policy is ready", w.isReady)
+
+	w.eventually("the user is told", func() bool {
+		var list eventsv1.EventList
+		must(t, k8s.List(ctx, &list, client.InNamespace(w.namespace)))
+		return slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool {
+			return e.Regarding.Name == "orders" && e.Reason == v1alpha1.EventBecameReady && e.ReportingController == controllers.Name
+		})
+	})
+
+	for kind, object := range every() {
+		if kind == "HorizontalPodAutoscaler" {
+			continue
+		}
+		must(t, k8s.Delete(ctx, get(w, object)))
+		w.eventually("the "+kind+" is back", func() bool { return w.exists(object) })
+	}
+	w.roll("a", "b", "c")
+	w.eventually("the policy is ready again", w.isReady)
+	stop()
+
+	// A restart: a new manager with an empty cache meets objects that are as they should be.
+	counter, _ := startManager(w)
+	deadline := time.Now().Add(6 * time.Second)
+	for time.Now().Before(deadline) {
+		w.poke(time.Now().String())
+		time.Sleep(200 * time.Millisecond)
+	}
+	if writes := counter.all(); len(writes) > 0 {
+		t.Errorf("at rest it wrote %v", writes)
+	}
+
+	// It did see all that: it still acts.
+	cm := get(w, &corev1.ConfigMap{})
+	cm.Data["policy.yaml"] = "drifted"
+	must(t, k8s.Update(ctx, cm))
+	w.eventually("the ConfigMap is mended", func() bool {
+		return strings.Contains(get(w, &corev1.ConfigMap{}).Data["policy.yaml"], "DedupPolicy")
+	})
+
+	// So does a change of the policy, all the way.
+	w.change(func(s *v1alpha1.DedupPolicySpec) { s.TTL = "2h" })
+	w.eventually("the change reached the ConfigMap", func() bool {
+		return strings.Contains(get(w, &corev1.ConfigMap{}).Data["policy.yaml"], "ttl: 2h")
+	})
+	w.eventually("the policy waits for its pods", func() bool {
+		return w.condition(v1alpha1.ConditionConfigLoaded).Reason == v1alpha1.ReasonOutdated
+	})
+	w.roll("a", "b", "c")
+	w.eventually("the policy is ready with the change", w.isReady)
+}
+
+func TestManagerDoesNotTakeOverWhatItsCacheDoesNotShow(t *testing.T) {
+	w := newWorld(t)
+	theirs := &corev1.ConfigMap{}
+	theirs.Namespace, theirs.Name, theirs.Data = w.namespace, "orders-dedupd", map[string]string{"whose": "theirs"}
+	must(t, k8s.Create(ctx, theirs))
+	startManager(w)
+	w.create()
+	w.eventually("the conflict is told", func() bool {
+		c := meta.FindStatusCondition(w.policy().Status.Conditions, v1alpha1.ConditionAccepted)
+		return c != nil && c.Reason == v1alpha1.ReasonConflict
+	})
+	if got := get(w, &corev1.ConfigMap{}); len(got.Labels) > 0 || len(got.OwnerReferences) > 0 {
+		t.Errorf("it was taken over: %+v", got.ObjectMeta)
+	}
+}
+
+func TestSetupWantsWhatItNeeds(t *testing.T) {
+	for name, o := range map[string]controllers.Options{
+		"Options.Image":             {OperatorNamespace: "a"},
+		"Options.OperatorNamespace": {Image: "a"},
+	} {
+		if err := controllers.SetupWithManager(nil, o); err == nil || !strings.Contains(err.Error(), name+" is empty") {
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
+}
