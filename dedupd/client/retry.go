@@ -1,0 +1,74 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ErrStale: the claim is not the caller's any more: its lease ran out and another has taken
+// the message over, or has finished it.
+var ErrStale = errors.New("the claim was lost")
+
+const (
+	firstPause = 50 * time.Millisecond
+	longPause  = 2 * time.Second
+)
+
+// retry calls until there is an answer, for as long as the configuration and ctx allow. Every
+// call of this package may be repeated: a check by its attempt, a settlement by its token.
+func (c *Client) retry(ctx context.Context, call func(context.Context) error) error {
+	enough, cancel := context.WithTimeout(ctx, max(c.config.Retry, 0))
+	defer cancel()
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		// Not under enough: one whole try there always is.
+		one, done := context.WithTimeout(ctx, c.config.Timeout)
+		err := call(one)
+		done()
+		if err == nil || ctx.Err() != nil || !again(err) {
+			return translate(err)
+		}
+		timer := time.NewTimer(max(pause/2+rand.N(pause), min(advised(err), longPause)))
+		select {
+		case <-timer.C:
+		case <-enough.Done():
+			timer.Stop()
+			return translate(err)
+		}
+	}
+}
+
+// again says whether another try may help. A deadline that passed is that of one try.
+func again(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	default:
+		return false
+	}
+}
+
+// advised is the wait that the server asks for.
+func advised(err error) time.Duration {
+	for _, d := range status.Convert(err).Details() {
+		if retry, ok := d.(*errdetails.RetryInfo); ok {
+			return retry.GetRetryDelay().AsDuration()
+		}
+	}
+	return 0
+}
+
+// translate gives the one code that consumers act on a name of its own.
+func translate(err error) error {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetReason() == "STALE_TOKEN" {
+			return errors.Join(ErrStale, err)
+		}
+	}
+	return err
+}
