@@ -150,8 +150,7 @@ func (p *Policy) Key(consumer string, m key.Message) (string, error) {
 	if len(consumer) > MaxConsumer {
 		return "", &ConsumerError{Consumer: consumer, Reason: fmt.Sprintf("%d bytes, at most %d", len(consumer), MaxConsumer)}
 	}
-	var stack [320]byte
-	b := stack[:0]
+	b := make([]byte, 0, 128) // most keys fit
 	if p.Scope == v1alpha1.ScopeConsumer {
 		if consumer == "" {
 			return "", &ConsumerError{Reason: "missing; under scope: Consumer each check names the consumer it is for"}
@@ -178,8 +177,7 @@ func (p *Policy) Digest(body []byte) record.Digest {
 	if !p.VerifyContent {
 		return record.Digest{}
 	}
-	var stack [64]byte
-	hash, err := canonicalHash.AppendKey(stack[:0], key.Message{Body: body})
+	hash, err := canonicalHash.AppendKey(nil, key.Message{Body: body})
 	if err != nil {
 		return record.DigestOf(body)
 	}

@@ -18,7 +18,7 @@ var (
 	namePattern     = regexp.MustCompile(`^[a-z]([-a-z0-9]*[a-z0-9])?$`)
 	durationPattern = regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`)
 	headerPattern   = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z:-]+$")
-	pathPattern     = regexp.MustCompile(`^\$([ \t\n\r]*(\.[A-Za-z_\x{80}-\x{10FFFF}][A-Za-z0-9_\x{80}-\x{10FFFF}]*|\[[ \t\n\r]*(0|-?[1-9][0-9]*|'([^'\\\x{0}-\x{1F}]|\\([bfnrt/\\']|u[0-9A-Fa-f]{4}))*'|"([^"\\\x{0}-\x{1F}]|\\([bfnrt/\\"]|u[0-9A-Fa-f]{4}))*")[ \t\n\r]*\]))+$`)
+	pathPattern     = regexp.MustCompile(`^\$([ \t\n\r]*(\.[A-Za-z_\x{80}-\x{10FFFF}][A-Za-z0-9_\x{80}-\x{10FFFF}]*|\[[ \t\n\r]*(0|-?[1-9][0-9]*|\x27([^\x27\\\x{0}-\x{1F}]|\\([bfnrt/\\\x27]|u[0-9A-Fa-f]{4}))*\x27|\x22([^\x22\\\x{0}-\x{1F}]|\\([bfnrt/\\\x22]|u[0-9A-Fa-f]{4}))*\x22)[ \t\n\r]*\]))+$`)
 )
 
 const maxName = 52

@@ -1,0 +1,128 @@
+package engine_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/key"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+)
+
+// clock is a clock that only moves when it is told to.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time // guarded by mu
+}
+
+func newClock() *clock { return &clock{t: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)} }
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) step(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+// compile returns a policy by the header id, with an hour's ttl, as changed by mods.
+func compile(t testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *policy.Policy {
+	t.Helper()
+	p := &v1alpha1.DedupPolicy{}
+	p.Name = "orders"
+	p.Spec = v1alpha1.DedupPolicySpec{
+		Key:   v1alpha1.KeySpec{Strategy: v1alpha1.StrategyMessageID, MessageID: &v1alpha1.MessageIDKey{Header: "id"}},
+		TTL:   "1h",
+		Store: v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}},
+	}
+	for _, mod := range mods {
+		mod(&p.Spec)
+	}
+	compiled, errs := policy.Compile(p)
+	if len(errs) > 0 {
+		t.Fatal(errs.ToAggregate())
+	}
+	return compiled
+}
+
+func claimMode(s *v1alpha1.DedupPolicySpec)   { s.Mode = v1alpha1.ModeClaim }
+func failOpen(s *v1alpha1.DedupPolicySpec)    { s.OnStoreFailure = v1alpha1.FailOpen }
+func shadow(s *v1alpha1.DedupPolicySpec)      { s.Enforcement = v1alpha1.EnforcementShadow }
+func process(s *v1alpha1.DedupPolicySpec)     { s.Key.OnMissing = v1alpha1.MissingProcess }
+func verify(s *v1alpha1.DedupPolicySpec)      { s.Key.MessageID.VerifyContent = true }
+func sharedScope(s *v1alpha1.DedupPolicySpec) { s.Scope = v1alpha1.ScopePolicy }
+func byPath(s *v1alpha1.DedupPolicySpec) {
+	s.Key.MessageID = &v1alpha1.MessageIDKey{JSONPath: "$.id"}
+}
+
+// bench is an engine on a memory store, and their clock.
+type bench struct {
+	*engine.Engine
+	clock *clock
+	store store.Store
+}
+
+func newBench(t testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *bench {
+	c := newClock()
+	s := memory.New(memory.Options{MaxEntries: 1000, Now: c.now})
+	return &bench{Engine: engine.New(compile(t, mods...), s, engine.Options{Now: c.now}), clock: c, store: s}
+}
+
+// check checks one message and returns its answer.
+func check(t testing.TB, e *engine.Engine, r engine.Request) engine.Answer {
+	t.Helper()
+	answers := e.Check(t.Context(), []engine.Request{r})
+	if len(answers) != 1 {
+		t.Fatalf("%d answers to one request", len(answers))
+	}
+	return answers[0]
+}
+
+func message(id string) engine.Request {
+	return engine.Request{Consumer: "billing", Message: key.Message{Headers: key.MapHeaders{"id": id}}}
+}
+
+func attempt(id, attempt string) engine.Request {
+	r := message(id)
+	r.Attempt = attempt
+	return r
+}
+
+func body(id, text string) engine.Request {
+	r := message(id)
+	r.Message.Body = []byte(text)
+	return r
+}
+
+// settle settles one claim.
+func settle(t testing.TB, e *engine.Engine, verb store.Verb, a engine.Answer) engine.Settled {
+	t.Helper()
+	return e.Settle(t.Context(), []engine.Settle{{Verb: verb, Key: a.Key, Token: a.Token}})[0]
+}
+
+// storeFunc is a store that only applies.
+type storeFunc func(ctx context.Context, ops []store.Op, results []store.Result)
+
+func (f storeFunc) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
+	f(ctx, ops, results)
+}
+func (f storeFunc) Health(context.Context) store.Health { return store.Health{} }
+func (f storeFunc) Close() error                        { return nil }
+
+// failing is a store that answers each operation with an error.
+func failing(err error) store.Store {
+	return storeFunc(func(_ context.Context, ops []store.Op, results []store.Result) {
+		for i := range ops {
+			results[i].Err = err
+		}
+	})
+}
