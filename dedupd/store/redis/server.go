@@ -30,7 +30,8 @@ type server struct {
 
 	// lastDial is why no connection could be made, until one is made. A call that waits for a
 	// connection ends at its deadline, and this says what it waited for.
-	lastDial atomic.Pointer[dialError]
+	lastDial  atomic.Pointer[dialError]
+	connected atomic.Bool // once there has been a connection
 }
 
 func newServer(o Options) *server {
@@ -54,6 +55,7 @@ func (s *server) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		s.lastDial.Store(failed)
 		return nil, failed
 	}
+	s.connected.Store(true)
 	s.lastDial.Store(nil)
 	return conn, nil
 }
@@ -70,6 +72,10 @@ func (s *server) connect(ctx context.Context, network, addr string) (net.Conn, e
 	plain, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
+	}
+	if !s.connected.Load() {
+		// A server that speaks no TLS does not answer, and the call's deadline may come first.
+		s.lastDial.Store(&dialError{addr: addr, err: fmt.Errorf("%w: %w", errHandshake, context.DeadlineExceeded)})
 	}
 	conn := tls.Client(plain, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
