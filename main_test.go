@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -224,6 +226,36 @@ func TestManager(t *testing.T) {
 			}
 		}
 	})
+	t.Run("with a certificate of one's own that one is served", func(t *testing.T) {
+		secret := &corev1.Secret{}
+		key := types.NamespacedName{Namespace: "dedup-system", Name: certificateSecret}
+		if err := c.Get(context.Background(), key, secret); err != nil {
+			t.Fatal(err)
+		}
+		dir, port := t.TempDir(), freePort(t)
+		for _, file := range []string{"tls.crt", "tls.key"} {
+			if err := os.WriteFile(filepath.Join(dir, file), secret.Data[file], 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Delete(context.Background(), secret); err != nil {
+			t.Fatal(err)
+		}
+		third := startManager(t, kubeconfig, port, "--webhook-cert-dir="+dir)
+		third.awaitReady(t)
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(secret.Data["tls.crt"])
+		conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), &tls.Config{RootCAs: roots, ServerName: "dedup-operator-webhook.dedup-system.svc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		third.terminate(t)
+		// The other replicas keep theirs: they make the Secret that was deleted anew.
+		poll(t, func() error { return c.Get(context.Background(), key, secret) })
+	})
 	t.Run("SIGTERM ends both cleanly", func(t *testing.T) {
 		for _, replica := range []*managerProcess{first, second} {
 			replica.terminate(t)
@@ -388,12 +420,12 @@ type managerProcess struct {
 	ended           bool
 }
 
-func startManager(t *testing.T, kubeconfig string, webhookPort int) *managerProcess {
+func startManager(t *testing.T, kubeconfig string, webhookPort int, args ...string) *managerProcess {
 	t.Helper()
 	address := func() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))) }
 	p := &managerProcess{log: &bytes.Buffer{}, probes: address(), metrics: address()}
-	p.cmd = exec.Command(os.Args[0], "--leader-elect", "--dedupd-image=dedup-operator:test",
-		"--webhook-port="+strconv.Itoa(webhookPort), "--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)
+	p.cmd = exec.Command(os.Args[0], append(args, "--leader-elect", "--dedupd-image=dedup-operator:test",
+		"--webhook-port="+strconv.Itoa(webhookPort), "--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)...)
 	p.cmd.Env = append(os.Environ(), beManager+"=1", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE=dedup-system")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {

@@ -119,6 +119,16 @@ func TestAPIServer(t *testing.T) {
 		})
 	})
 
+	t.Run("a label is denied exactly if no policy can have the name", func(t *testing.T) {
+		for _, name := range []string{"a", "a-1", "a1", "1a", "a-", "-a", "a.b", "a_b", "A", strings.Repeat("a", 52), strings.Repeat("a", 53)} {
+			policy := newPolicy(func(p *v1alpha1.DedupPolicy) { p.Name = name })
+			_, denied := PolicyName(newPod(labelled(v1alpha1.LabelPolicy, name)))
+			if err := c.Create(context.Background(), policy, client.DryRunAll); (err == nil) != (denied == nil) {
+				t.Errorf("%q: the API server says %v, the webhook %v", name, err, denied)
+			}
+		}
+	})
+
 	stop()
 	t.Run("with the webhook down a labelled pod is not created", func(t *testing.T) {
 		err := c.Create(context.Background(), newPod(unowned, named("labelled")))

@@ -72,7 +72,7 @@ type Reconciler struct {
 	client  client.Client
 	expiry  prometheus.Gauge
 	serving atomic.Pointer[tls.Certificate]
-	ready   atomic.Pointer[error] // nil until the first reconciliation; points to nil once ready
+	ready   atomic.Pointer[error] // nil until the first reconciliation; points to nil from the first that succeeds on
 }
 
 // New returns a Reconciler that has nothing to serve until it runs in a manager.
@@ -110,7 +110,7 @@ func (r *Reconciler) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	return nil, errors.New("the webhook has no certificate yet")
 }
 
-// Ready is a health check: nil when the API server trusts the certificate that is served.
+// Ready is a health check: nil once the API server trusts the certificate that is served.
 func (r *Reconciler) Ready(*http.Request) error {
 	if ready := r.ready.Load(); ready != nil {
 		return *ready
@@ -125,7 +125,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		// Another replica was faster, or the cache is behind our own last write.
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
-	r.ready.Store(&err)
+	// What once was trusted is served on when a later step fails: that is tried again, and no
+	// reason to take the replica out of the Service.
+	if r.Ready(nil) != nil {
+		r.ready.Store(&err)
+	}
 	return result, err
 }
 

@@ -212,6 +212,20 @@ func TestReconcilerNamesWhatIsWrongWithTheConfiguration(t *testing.T) {
 	}
 }
 
+func TestAReplicaThatIsReadyStaysSo(t *testing.T) {
+	w := newWorld(t, webhookConfiguration(service()))
+	w.reconcile(t)
+	if err := w.Delete(context.Background(), webhookConfiguration()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reconciler.Reconcile(context.Background(), reconcile.Request{}); err == nil {
+		t.Error("no error without a webhook configuration")
+	}
+	if err := w.reconciler.Ready(nil); err != nil {
+		t.Errorf("not ready any more: %v", err)
+	}
+}
+
 func TestALostRaceIsNotAnError(t *testing.T) {
 	w := newWorld(t, webhookConfiguration(service()))
 	other := w.replica(t, prometheus.NewRegistry())
