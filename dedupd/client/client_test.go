@@ -3,7 +3,6 @@ package client_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -49,7 +48,7 @@ spec:
 // serve runs a server and returns its gRPC address.
 func serve(t *testing.T) string {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	metrics := server.NewMetrics("test", time.Now)
 	service := server.NewService(server.Options{
 		Registry: server.NewRegistry(
@@ -80,7 +79,9 @@ func serve(t *testing.T) string {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Errorf("stopping: %v", err)
+		}
 	})
 	return rpc.Addr().String()
 }
@@ -100,7 +101,7 @@ func connect(t *testing.T, target, policy string, options ...grpc.DialOption) *c
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -277,12 +278,12 @@ func TestErrorsThatNoRetryHelpsReturnAtOnce(t *testing.T) {
 
 func TestNobodyAnswers(t *testing.T) {
 	l := listen(t)
-	l.Close()
+	_ = l.Close()
 	c, err := client.New(client.Config{Target: l.Addr().String(), Policy: "marks", Retry: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if _, err := c.Check(t.Context(), message("1")); status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v", err)
 	}

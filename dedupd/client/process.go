@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// ErrConflict: the message's identifier is known, with other content. A retry will not help.
+// ErrConflict says that the message's identifier is known with other content. A retry will
+// not help.
 var ErrConflict = errors.New("the same identifier was seen with other content")
 
-// InProgressError: another consumer holds the message. It is to be left in the queue.
+// InProgressError says that another consumer holds the message, which is to be left in the queue.
 type InProgressError struct {
 	// RetryAfter is when the other's lease runs out.
 	RetryAfter time.Duration

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ErrStale: the claim is not the caller's any more: its lease ran out and another has taken
-// the message over, or has finished it.
+// ErrStale says that the claim is not the caller's any more: its lease ran out and another
+// has taken the message over, or has finished it.
 var ErrStale = errors.New("the claim was lost")
 
 const (
@@ -33,7 +33,8 @@ func (c *Client) retry(ctx context.Context, call func(context.Context) error) er
 		if err == nil || ctx.Err() != nil || !again(err) {
 			return translate(err)
 		}
-		timer := time.NewTimer(max(pause/2+rand.N(pause), min(advised(err), longPause)))
+		spread := rand.N(pause) //nolint:gosec // keeps callers apart, hides nothing
+		timer := time.NewTimer(max(pause/2+spread, min(advised(err), longPause)))
 		select {
 		case <-timer.C:
 		case <-enough.Done():

@@ -83,7 +83,7 @@ func TestStoppingLosesNoAnswer(t *testing.T) {
 }
 
 func (f *fixture) checkHTTP(client *http.Client, id string) error {
-	request, err := http.NewRequest("POST", f.url+"/v1/policies/ids/check", http.NoBody)
+	request, err := http.NewRequest(http.MethodPost, f.url+"/v1/policies/ids/check", http.NoBody)
 	if err != nil {
 		return err
 	}
@@ -92,8 +92,8 @@ func (f *fixture) checkHTTP(client *http.Client, id string) error {
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
-	if response.StatusCode != 200 {
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
 		return errors.New(response.Status)
 	}
 	return nil

@@ -154,7 +154,7 @@ func start(t *testing.T, modify ...func(*options)) *fixture {
 	}
 	f.conn, f.rpc = conn, pb.NewDedupServiceClient(conn)
 	t.Cleanup(func() {
-		conn.Close()
+		_ = conn.Close()
 		if err := f.stop(); err != nil {
 			t.Errorf("stopping: %v", err)
 		}
@@ -229,7 +229,7 @@ func (f *fixture) do(method, path, body string, headers ...string) reply {
 
 func read(t *testing.T, response *http.Response) reply {
 	t.Helper()
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	text, err := io.ReadAll(response.Body)
 	if err != nil {
 		t.Fatal(err)

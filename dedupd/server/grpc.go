@@ -49,6 +49,7 @@ type grpcAPI struct {
 	*Service
 }
 
+// Check implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResponse, error) {
 	request, err := g.request(in.GetMessage(), "message")
 	if err != nil {
@@ -65,6 +66,7 @@ func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResp
 	return &pb.CheckResponse{Answer: answerPB(answers[0])}, nil
 }
 
+// CheckBatch implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb.CheckBatchResponse, error) {
 	if err := g.fits(len(in.GetMessages()), "messages"); err != nil {
 		return nil, grpcError(err)
@@ -86,16 +88,19 @@ func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb
 	return out, nil
 }
 
+// Complete implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Complete(ctx context.Context, in *pb.CompleteRequest) (*pb.CompleteResponse, error) {
 	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Complete, Key: in.GetKey(), Token: in.GetToken()})
 	return &pb.CompleteResponse{Settled: settled}, err
 }
 
+// Release implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Release(ctx context.Context, in *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
 	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Release, Key: in.GetKey(), Token: in.GetToken()})
 	return &pb.ReleaseResponse{Settled: settled}, err
 }
 
+// Renew implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Renew(ctx context.Context, in *pb.RenewRequest) (*pb.RenewResponse, error) {
 	settled, err := g.settleOne(ctx, in.GetPolicy(), engine.Settle{Verb: store.Renew, Key: in.GetKey(), Token: in.GetToken()})
 	return &pb.RenewResponse{Settled: settled}, err
@@ -112,6 +117,7 @@ func (g *grpcAPI) settleOne(ctx context.Context, policy string, op engine.Settle
 	return settledPB(settled[0]), nil
 }
 
+// SettleBatch implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) SettleBatch(ctx context.Context, in *pb.SettleBatchRequest) (*pb.SettleBatchResponse, error) {
 	if err := g.fits(len(in.GetSettles()), "settles"); err != nil {
 		return nil, grpcError(err)
@@ -139,6 +145,7 @@ func (g *grpcAPI) SettleBatch(ctx context.Context, in *pb.SettleBatchRequest) (*
 	return out, nil
 }
 
+// Lookup implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Lookup(ctx context.Context, in *pb.LookupRequest) (*pb.LookupResponse, error) {
 	found, err := g.lookup(ctx, in.GetPolicy(), in.GetKey())
 	if err != nil {
@@ -156,6 +163,7 @@ func (g *grpcAPI) Lookup(ctx context.Context, in *pb.LookupRequest) (*pb.LookupR
 	return out, nil
 }
 
+// Forget implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Forget(ctx context.Context, in *pb.ForgetRequest) (*pb.ForgetResponse, error) {
 	existed, err := g.forget(ctx, in.GetPolicy(), in.GetKey())
 	if err != nil {
@@ -164,6 +172,7 @@ func (g *grpcAPI) Forget(ctx context.Context, in *pb.ForgetRequest) (*pb.ForgetR
 	return &pb.ForgetResponse{Existed: existed}, nil
 }
 
+// Status implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
 	st := g.Service.Status()
 	out := &pb.StatusResponse{Version: st.Version, ConfigError: st.ConfigError}

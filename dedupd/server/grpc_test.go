@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -348,14 +349,14 @@ func TestStreamQueueIsBounded(t *testing.T) {
 			if !<-put {
 				t.Error("closed")
 			}
-			q.take()
+			_, _ = q.take()
 		})
 	}
 	q.close(errStopping)
 	if q.put(&pb.CheckStreamRequest{}) {
 		t.Error("a closed queue takes more")
 	}
-	if _, err := q.take(); err != errStopping {
+	if _, err := q.take(); !errors.Is(err, errStopping) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -58,7 +58,7 @@ func (s *Service) note(policy string, st *openStore, h store.Health) {
 	st.health.Store(now)
 	s.Metrics.storeUp.WithLabelValues(policy).Set(up)
 	switch log := s.Log.With("policy", policy, "store", now.Kind, "safety", now.Safety, "reason", now.Reason); {
-	case was.Reachable == now.Reachable && was.Safety == now.Safety && !(was.Error == status.NotAsked && !now.Reachable):
+	case was.Reachable == now.Reachable && was.Safety == now.Safety && (was.Error != status.NotAsked || now.Reachable):
 	case now.Reachable:
 		log.Info("the store answers")
 	default:

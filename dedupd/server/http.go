@@ -37,7 +37,7 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/policies/{policy}/keys/{key...}", s.httpLookup)
 	mux.HandleFunc("DELETE /v1/policies/{policy}/keys/{key...}", s.httpForget)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, s.Status())
+		writeJSON(w, s.Status())
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok\n")
@@ -75,7 +75,7 @@ func (s *Service) httpCheck(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set(HeaderDecision, string(a.Decision))
 	setRetryAfter(w.Header(), a.RetryAfter)
-	writeJSON(w, http.StatusOK, answerJSON(a))
+	writeJSON(w, answerJSON(a))
 }
 
 func (s *Service) httpCheckBatch(w http.ResponseWriter, r *http.Request) {
@@ -98,7 +98,7 @@ func (s *Service) httpCheckBatch(w http.ResponseWriter, r *http.Request) {
 	for i, a := range answers {
 		items[i] = answerJSON(a)
 	}
-	writeJSON(w, http.StatusOK, struct {
+	writeJSON(w, struct {
 		Answers []batchAnswer `json:"answers"`
 	}{items})
 }
@@ -124,7 +124,7 @@ func (s *Service) httpSettle(verb store.Verb) http.HandlerFunc {
 			writeProblem(w, settled[0].Err)
 			return
 		}
-		writeJSON(w, http.StatusOK, struct {
+		writeJSON(w, struct {
 			State        string  `json:"state"`
 			LeaseSeconds float64 `json:"leaseSeconds,omitempty"`
 		}{settled[0].State, seconds(settled[0].Lease)})
@@ -148,7 +148,7 @@ func (s *Service) httpLookup(w http.ResponseWriter, r *http.Request) {
 		left := seconds(found.LeaseLeft)
 		out.LeaseRemainingSeconds = &left
 	}
-	writeJSON(w, http.StatusOK, out)
+	writeJSON(w, out)
 }
 
 func (s *Service) httpForget(w http.ResponseWriter, r *http.Request) {
@@ -157,7 +157,7 @@ func (s *Service) httpForget(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, err)
 		return
 	}
-	writeJSON(w, http.StatusOK, struct {
+	writeJSON(w, struct {
 		Existed bool `json:"existed"`
 	}{existed})
 }
@@ -218,14 +218,13 @@ func seconds(d time.Duration) float64 {
 	return float64((d+time.Millisecond-1)/time.Millisecond) / 1000
 }
 
-func writeJSON(w http.ResponseWriter, code int, v any) {
+func writeJSON(w http.ResponseWriter, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		writeProblem(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
 	_, _ = w.Write(append(body, '\n')) // the caller has left if this fails
 }
 

@@ -343,7 +343,7 @@ func TestHTTPHugeRequests(t *testing.T) {
 	f := start(t)
 	t.Run("a body of 100 MB that says so is refused unread", func(t *testing.T) {
 		sent := &counter{reader: io.LimitReader(zeros{}, 100<<20)}
-		request, err := http.NewRequest("POST", f.url+"/v1/policies/content/check", sent)
+		request, err := http.NewRequest(http.MethodPost, f.url+"/v1/policies/content/check", sent)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -359,16 +359,16 @@ func TestHTTPHugeRequests(t *testing.T) {
 	})
 	t.Run("a chunked body of 100 MB is refused early", func(t *testing.T) {
 		conn := dial(t, f.url)
-		fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n")
-		go io.Copy(conn, io.LimitReader(zeros{}, 100<<20))
+		_, _ = fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n")
+		go func() { _, _ = io.Copy(conn, io.LimitReader(zeros{}, 100<<20)) }()
 		if got := readStatus(t, conn); got != "HTTP/1.1 413 Request Entity Too Large" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a header of 1 MB is refused", func(t *testing.T) {
 		conn := dial(t, f.url)
-		fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nBig: ")
-		go io.Copy(conn, io.LimitReader(zeros{}, 1<<20))
+		_, _ = fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nBig: ")
+		go func() { _, _ = io.Copy(conn, io.LimitReader(zeros{}, 1<<20)) }()
 		if got := readStatus(t, conn); got != "HTTP/1.1 431 Request Header Fields Too Large" {
 			t.Errorf("got %q", got)
 		}
@@ -391,14 +391,14 @@ func TestHTTPSlowCallers(t *testing.T) {
 	f := start(t, func(o *options) { o.timing.ReadHeader, o.timing.Read = 100*time.Millisecond, 200*time.Millisecond })
 	t.Run("headers that never end are cut off", func(t *testing.T) {
 		conn := dial(t, f.url)
-		fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nSlow: ")
+		_, _ = fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nSlow: ")
 		if _, err := io.ReadAll(conn); err != nil {
 			t.Errorf("the connection was not closed: %v", err)
 		}
 	})
 	t.Run("a body that never ends is answered 408", func(t *testing.T) {
 		conn := dial(t, f.url)
-		fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+		_, _ = fmt.Fprintf(conn, "POST /v1/policies/content/check HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
 		if got := readStatus(t, conn); got != "HTTP/1.1 408 Request Timeout" {
 			t.Errorf("got %q", got)
 		}
@@ -412,7 +412,7 @@ func dial(t *testing.T, url string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}

@@ -210,6 +210,6 @@ func (s *openStore) retain() bool {
 func (s *openStore) release() {
 	if s.refs.Add(-1) == 0 {
 		// What a store could not close in an orderly way, the server at its other end will.
-		_ = s.Store.Close()
+		_ = s.Close()
 	}
 }

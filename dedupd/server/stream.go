@@ -13,7 +13,7 @@ import (
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
 
-// CheckStream answers what arrives on a stream. One goroutine receives into a bounded queue;
+// CheckStream implements dedupdv1.DedupServiceServer. It answers what arrives on a stream. One goroutine receives into a bounded queue;
 // this one takes all that has arrived, has it decided in one flight, answers, and looks again.
 // So an idle stream waits for nothing, a busy one fills its batches by itself, and when the
 // queue is full nothing is received, which the caller feels as flow control.
