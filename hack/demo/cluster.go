@@ -126,13 +126,9 @@ func (s *stage) startOperator(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	certs := filepath.Join(s.dir, "webhook-certs")
-	if err := os.Mkdir(certs, 0o700); err != nil {
-		return err
-	}
 	probe := net.JoinHostPort("127.0.0.1", probes)
 	_, err = s.start("manager", "env", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE="+operatorNamespace,
-		filepath.Join(s.dir, "manager"), "--webhook-port="+port, "--webhook-cert-dir="+certs,
+		filepath.Join(s.dir, "manager"), "--webhook-port="+port,
 		"--health-probe-bind-address="+probe, "--metrics-bind-address=0", "--dedupd-image=dedup-operator:demo")
 	if err != nil {
 		return err

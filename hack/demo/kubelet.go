@@ -186,7 +186,8 @@ func (k *kubelet) exec(key types.NamespacedName, d *appsv1.Deployment, pod *runn
 		}
 		argv[i] = arg
 	}
-	argv = append(argv, "--http-addr="+pod.ip+":8080", "--grpc-addr="+pod.ip+":9090")
+	// No proxy on any node has to learn that a pod is going.
+	argv = append(argv, "--http-addr="+pod.ip+":8080", "--grpc-addr="+pod.ip+":9090", "--drain-delay=0s")
 	return k.stage.start(key.Namespace+"-"+key.Name, filepath.Join(k.stage.dir, "dedupd"), argv[1:]...)
 }
 

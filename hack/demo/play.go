@@ -129,6 +129,7 @@ type answer struct {
 	Token     string    `json:"token"`
 	Fence     uint64    `json:"fence"`
 	FirstSeen time.Time `json:"firstSeen"`
+	Reason    string    `json:"reason"`
 	Code      string    `json:"code"`
 	Detail    string    `json:"detail"`
 }
@@ -161,6 +162,7 @@ func (s *stage) sendFile(ctx context.Context, sample sample, lines io.Reader) er
 	var table bytes.Buffer
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	counts := map[string]int{}
+	fresh := map[string]bool{} // attempts, by key
 	scanner := bufio.NewScanner(lines)
 	for n := 0; scanner.Scan(); n++ {
 		var m message
@@ -172,7 +174,10 @@ func (s *stage) sendFile(ctx context.Context, sample sample, lines io.Reader) er
 		if err != nil {
 			return fmt.Errorf("line %d: %w", n+1, err)
 		}
-		why := explain(a)
+		why := explain(a, fresh[a.Key+" "+m.Attempt])
+		if a.Decision == "FRESH" && m.Attempt != "" {
+			fresh[a.Key+" "+m.Attempt] = true
+		}
 		if a.Decision == "FRESH" && sample.mode == v1alpha1.ModeClaim {
 			if err := post(ctx, base+"/complete", nil, map[string]string{"key": a.Key, "token": a.Token}, nil); err != nil {
 				return err
@@ -201,9 +206,12 @@ func (s *stage) sendFile(ctx context.Context, sample sample, lines io.Reader) er
 	return nil
 }
 
-func explain(a answer) string {
+func explain(a answer, again bool) string {
 	switch a.Decision {
 	case "FRESH":
+		if again {
+			return "the same attempt asked again, as after a lost answer"
+		}
 		if a.Fence > 0 {
 			return fmt.Sprintf("first time: claimed with fence %d", a.Fence)
 		}
@@ -215,7 +223,7 @@ func explain(a answer) string {
 	case "":
 		return a.Code + ": " + a.Detail
 	}
-	return a.Code
+	return a.Reason
 }
 
 func shorten(key string) string {
@@ -312,7 +320,7 @@ kind: Pod
 metadata:
   name: billing
   namespace: shop
-  labels: {dedupd.io/policy: %s}
+  labels: {dedupd.io/policy: orders}
 spec:
   securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
   containers:
@@ -320,7 +328,7 @@ spec:
       image: example.com/billing:1
       securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 `
-	manifest := strings.TrimLeft(fmt.Sprintf(pod, s.samples[0].name), "\n")
+	manifest := strings.TrimLeft(pod, "\n")
 	s.say("%s", manifest)
 	err := s.await(ctx, 30*time.Second, func(ctx context.Context) error {
 		_, err := s.kubectlRun(ctx, manifest, "apply", "-f", "-")
