@@ -168,14 +168,14 @@ func TestTransition(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if next != nil && got.changed {
-				checkWritten(t, test.prev, next, test.op, now)
+				checkWritten(t, test.prev, next, now)
 			}
 		})
 	}
 }
 
 // checkWritten checks what every write has in common.
-func checkWritten(t *testing.T, prev, next *store.Entry, op store.Op, now time.Time) {
+func checkWritten(t *testing.T, prev, next *store.Entry, now time.Time) {
 	t.Helper()
 	if want := now.Add(newTTL); !next.ExpiresAt.Equal(want) {
 		t.Errorf("expires at %s, want a whole ttl from now, %s", next.ExpiresAt, want)

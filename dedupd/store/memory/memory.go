@@ -130,12 +130,14 @@ func (h expiryHeap) Swap(i, j int) {
 	h[i].place, h[j].place = i, j
 }
 
+// Push implements heap.Interface.
 func (h *expiryHeap) Push(x any) {
 	it := x.(*item)
 	it.place = len(*h)
 	*h = append(*h, it)
 }
 
+// Pop implements heap.Interface.
 func (h *expiryHeap) Pop() any {
 	old := *h
 	last := old[len(old)-1]

@@ -33,11 +33,11 @@ func (s *Store) Apply(ctx context.Context, ops []store.Op, results []store.Resul
 	b := &batch{ctx: ctx, store: s, ops: ops, results: results}
 	for calls := b.first(); len(calls) > 0; {
 		s.send(ctx, calls)
-		var next []*call
+		var again []*call
 		for _, c := range calls {
-			next = append(next, b.settle(c)...)
+			again = append(again, b.settle(c)...)
 		}
-		calls = append(next, b.deferred()...)
+		calls = slices.Concat(again, b.deferred())
 	}
 }
 

@@ -18,16 +18,16 @@ import (
 )
 
 // secrets writes files like those of mounted Secrets and returns their folder.
-func secrets(t testing.TB, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
+func secrets(tb testing.TB, files map[string]string) string {
+	tb.Helper()
+	dir := tb.TempDir()
 	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	return dir
@@ -40,10 +40,23 @@ func credentials(dir, name string) func(*redis.Options) {
 	}
 }
 
+// lab makes what a case of a table needs.
+type lab struct{ *testing.T }
+
+func (l lab) store(addr string, edit ...func(*redis.Options)) *redis.Store {
+	l.Helper()
+	return newStore(l.T, addr, edit...)
+}
+
+func (l lab) start(args ...string) *redistest.Server {
+	l.Helper()
+	return redistest.Start(l.T, args...)
+}
+
 // says is a proxy that puts an answer in the place of those to a command.
-func says(t testing.TB, command, answer string) string {
-	t.Helper()
-	proxy := redistest.StartProxy(t, redistest.Start(t).Addr)
+func (l lab) says(command, answer string) string {
+	l.Helper()
+	proxy := redistest.StartProxy(l.T, l.start().Addr)
 	proxy.Set(func(request []string) redistest.Fate {
 		if request[0] == command {
 			return redistest.Fate{Say: answer + "\r\n"}
@@ -53,171 +66,172 @@ func says(t testing.TB, command, answer string) string {
 	return proxy.Addr
 }
 
+// listens accepts connections and gives each to handle.
+func (l lab) listens(handle func(net.Conn)) string {
+	l.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			handle(conn)
+		}
+	}()
+	return listener.Addr().String()
+}
+
 // TestEachFailureSaysWhatWouldBeRight: an error is an error, by the deadline, for each
 // operation of a batch; it is of the right kind, it names the field, and it tells no secret.
 func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 	const secret = "correct-horse"
 	wrong := secrets(t, map[string]string{"creds/password": "wr0ng-battery\n", "creds/username": "joe"})
 	tests := map[string]struct {
-		store func(t *testing.T) *redis.Store
+		store func(l lab) *redis.Store
 		kind  error
 		want  []string
 	}{
 		"an address that does not resolve": {
-			func(t *testing.T) *redis.Store { return newStore(t, "redis.invalid:6379", within(3*time.Second)) },
+			func(l lab) *redis.Store { return l.store("redis.invalid:6379", within(3*time.Second)) },
 			store.ErrUnavailable, []string{"store.redis.addresses redis.invalid:6379: no such host"},
 		},
 		"an address where nothing listens": {
-			func(t *testing.T) *redis.Store { return newStore(t, freeAddr(t), within(time.Second)) },
+			func(l lab) *redis.Store { return l.store(freeAddr(l.T), within(time.Second)) },
 			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
 		},
 		"an address that swallows": {
-			func(t *testing.T) *redis.Store {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { l.Close() })
-				return newStore(t, l.Addr().String(), within(300*time.Millisecond))
+			func(l lab) *redis.Store {
+				return l.store(l.listens(func(net.Conn) {}), within(300*time.Millisecond))
 			},
 			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "no answer in time", "300ms"},
 		},
 		"a server that answers slowly": {
-			func(t *testing.T) *redis.Store {
-				proxy := redistest.StartProxy(t, redistest.Start(t).Addr)
+			func(l lab) *redis.Store {
+				proxy := redistest.StartProxy(l.T, l.start().Addr)
 				proxy.Set(func(request []string) redistest.Fate {
 					if request[0] == "set" {
 						return redistest.Fate{Delay: 2 * time.Second}
 					}
 					return redistest.Fate{}
 				})
-				return newStore(t, proxy.Addr, within(300*time.Millisecond))
+				return l.store(proxy.Addr, within(300*time.Millisecond))
 			},
 			store.ErrUnavailable, []string{"no answer in time", "300ms"},
 		},
 		"a wrong password": {
-			func(t *testing.T) *redis.Store {
-				server := redistest.Start(t, "--requirepass", secret)
-				return newStore(t, server.Addr, credentials(wrong, "creds"))
+			func(l lab) *redis.Store {
+				server := l.start("--requirepass", secret)
+				return l.store(server.Addr, credentials(wrong, "creds"))
 			},
 			store.ErrUnavailable, []string{"store.redis.credentialsSecretRef creds", "username and password"},
 		},
 		"a password that is wanted and not given": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t, "--requirepass", secret).Addr)
+			func(l lab) *redis.Store {
+				return l.store(l.start("--requirepass", secret).Addr)
 			},
 			store.ErrUnavailable, []string{"store.redis.credentialsSecretRef: not set"},
 		},
 		"a Secret without the key password": {
-			func(t *testing.T) *redis.Store {
-				dir := secrets(t, map[string]string{"creds/username": "joe"})
-				return newStore(t, redistest.Start(t, "--requirepass", secret).Addr, credentials(dir, "creds"))
+			func(l lab) *redis.Store {
+				dir := secrets(l.T, map[string]string{"creds/username": "joe"})
+				return l.store(l.start("--requirepass", secret).Addr, credentials(dir, "creds"))
 			},
 			store.ErrUnavailable, []string{"store.redis.credentialsSecretRef creds: key password is not there", "creds/password"},
 		},
 		"an empty password": {
-			func(t *testing.T) *redis.Store {
-				dir := secrets(t, map[string]string{"creds/password": ""})
-				return newStore(t, redistest.Start(t, "--requirepass", secret).Addr, credentials(dir, "creds"))
+			func(l lab) *redis.Store {
+				dir := secrets(l.T, map[string]string{"creds/password": ""})
+				return l.store(l.start("--requirepass", secret).Addr, credentials(dir, "creds"))
 			},
 			store.ErrUnavailable, []string{"store.redis.credentialsSecretRef creds: key password is empty"},
 		},
 		"a user without permissions": {
-			func(t *testing.T) *redis.Store {
-				server := redistest.Start(t)
+			func(l lab) *redis.Store {
+				server := l.start()
 				server.Must("acl", "setuser", "joe", "on", ">wr0ng-battery", "+ping", "+get", "~*")
-				return newStore(t, server.Addr, credentials(wrong, "creds"))
+				return l.store(server.Addr, credentials(wrong, "creds"))
 			},
 			store.ErrUnavailable, []string{"may not", "set, get, pttl", "NOPERM"},
 		},
 		"a server out of memory": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t, "--maxmemory", "1", "--maxmemory-policy", "noeviction").Addr)
+			func(l lab) *redis.Store {
+				return l.store(l.start("--maxmemory", "1", "--maxmemory-policy", "noeviction").Addr)
 			},
 			store.ErrFull, []string{"out of memory", "maxmemory", "ttl"},
 		},
 		"a replica": {
-			func(t *testing.T) *redis.Store {
-				primary, replica := redistest.Start(t), redistest.Start(t)
+			func(l lab) *redis.Store {
+				primary, replica := l.start(), l.start()
 				host, port, _ := net.SplitHostPort(primary.Addr)
 				replica.Must("replicaof", host, port)
-				return newStore(t, replica.Addr)
+				return l.store(replica.Addr)
 			},
 			store.ErrUnavailable, []string{"read-only replica", "name the primary"},
 		},
 		"a server that loads its data": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, says(t, "set", "-LOADING Redis is loading the dataset in memory"), within(500*time.Millisecond))
+			func(l lab) *redis.Store {
+				return l.store(l.says("set", "-LOADING Redis is loading the dataset in memory"), within(500*time.Millisecond))
 			},
 			store.ErrUnavailable, []string{"loading its data"},
 		},
 		"a server that cannot save": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, says(t, "set", "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."))
+			func(l lab) *redis.Store {
+				return l.store(l.says("set", "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."))
 			},
 			store.ErrUnavailable, []string{"cannot save to its disk"},
 		},
 		"a server with too few replicas": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t, "--min-replicas-to-write", "1").Addr)
+			func(l lab) *redis.Store {
+				return l.store(l.start("--min-replicas-to-write", "1").Addr)
 			},
 			store.ErrUnavailable, []string{"min-replicas-to-write"},
 		},
 		"a cluster that is down": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t, "--cluster-enabled", "yes").Addr)
+			func(l lab) *redis.Store {
+				return l.store(l.start("--cluster-enabled", "yes").Addr)
 			},
 			store.ErrUnavailable, []string{"the cluster is down"},
 		},
 		"a cluster's node in mode Standalone": {
-			func(t *testing.T) *redis.Store { return newStore(t, says(t, "set", "-MOVED 3999 127.0.0.1:1")) },
+			func(l lab) *redis.Store { return l.store(l.says("set", "-MOVED 3999 127.0.0.1:1")) },
 			store.ErrUnavailable, []string{"store.redis.mode: Cluster"},
 		},
 		"a single server in mode Cluster": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t).Addr, func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster })
+			func(l lab) *redis.Store {
+				return l.store(l.start().Addr, func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster })
 			},
 			store.ErrUnavailable, []string{"store.redis.mode: Standalone"},
 		},
 		"a Redis older than 7.0": {
-			func(t *testing.T) *redis.Store { return newStore(t, says(t, "set", "-ERR syntax error")) },
+			func(l lab) *redis.Store { return l.store(l.says("set", "-ERR syntax error")) },
 			store.ErrUnavailable, []string{"Redis 7.0 or newer"},
 		},
 		"no connections left": {
-			func(t *testing.T) *redis.Store {
-				return newStore(t, says(t, "set", "-ERR max number of clients reached"), within(500*time.Millisecond))
+			func(l lab) *redis.Store {
+				return l.store(l.says("set", "-ERR max number of clients reached"), within(500*time.Millisecond))
 			},
 			store.ErrUnavailable, []string{"maxclients"},
 		},
 		"a server that wants TLS": {
-			func(t *testing.T) *redis.Store {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { l.Close() })
-				go func() {
-					for {
-						c, err := l.Accept()
-						if err != nil {
-							return
-						}
-						c.Close()
-					}
-				}()
-				return newStore(t, l.Addr().String(), within(time.Second))
+			func(l lab) *redis.Store {
+				return l.store(l.listens(func(c net.Conn) { _ = c.Close() }), within(time.Second))
 			},
 			store.ErrUnavailable, []string{"closed the connection", "store.redis.tls"},
 		},
 		"a server that is no Redis": {
-			func(t *testing.T) *redis.Store { return newStore(t, says(t, "set", "HTTP/1.1 400 Bad Request")) },
+			func(l lab) *redis.Store { return l.store(l.says("set", "HTTP/1.1 400 Bad Request")) },
 			store.ErrUnavailable, []string{"store.redis.addresses", "no Redis server"},
 		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := test.store(t)
+			s := test.store(lab{t})
 			ops := []store.Op{op(store.Mark, "a", "a"), op(store.Claim, "b", "a"), op(store.Mark, "a", "b"), op(store.Mark, "c", "a")}
 			// Twice: the pool remembers failures.
 			for range 2 {
@@ -246,13 +260,13 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 	}
 }
 
-func freeAddr(t testing.TB) string {
-	t.Helper()
+func freeAddr(tb testing.TB) string {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
 

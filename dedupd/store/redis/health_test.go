@@ -6,28 +6,27 @@ import (
 
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
-	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
 
 func TestHealth(t *testing.T) {
-	started := func(args ...string) func(*testing.T) *redis.Store {
-		return func(t *testing.T) *redis.Store { return newStore(t, redistest.Start(t, args...).Addr) }
+	started := func(args ...string) func(lab) *redis.Store {
+		return func(l lab) *redis.Store { return l.store(l.start(args...).Addr) }
 	}
 	// without is a server on which a user may not run some commands, as managed servers have it.
-	without := func(commands []string, args ...string) func(*testing.T) *redis.Store {
-		return func(t *testing.T) *redis.Store {
-			server := redistest.Start(t, args...)
+	without := func(commands []string, args ...string) func(lab) *redis.Store {
+		return func(l lab) *redis.Store {
+			server := l.start(args...)
 			rules := []any{"acl", "setuser", "joe", "on", ">pw", "~*", "+@all"}
 			for _, c := range commands {
 				rules = append(rules, "-"+c)
 			}
 			server.Must(rules...)
-			dir := secrets(t, map[string]string{"creds/username": "joe", "creds/password": "pw"})
-			return newStore(t, server.Addr, credentials(dir, "creds"))
+			dir := secrets(l.T, map[string]string{"creds/username": "joe", "creds/password": "pw"})
+			return l.store(server.Addr, credentials(dir, "creds"))
 		}
 	}
 	tests := map[string]struct {
-		store  func(t *testing.T) *redis.Store
+		store  func(l lab) *redis.Store
 		safety store.Safety
 		says   []string
 		err    string
@@ -69,22 +68,22 @@ func TestHealth(t *testing.T) {
 			says: []string{"does not tell its maxmemory-policy", "does not tell whether it persists"},
 		},
 		"an old server": {
-			store: func(t *testing.T) *redis.Store {
-				return newStore(t, says(t, "info", "$21\r\nredis_version:6.2.14\r"))
+			store: func(l lab) *redis.Store {
+				return l.store(l.says("info", "$21\r\nredis_version:6.2.14\r"))
 			},
 			safety: store.SafetyUnknown, err: "the server is Redis 6.2.14: dedupd needs Redis 7.0 or newer",
 		},
 		"a replica": {
-			store: func(t *testing.T) *redis.Store {
-				replica := redistest.Start(t)
+			store: func(l lab) *redis.Store {
+				replica := l.start()
 				replica.Must("replicaof", "127.0.0.1", "1")
-				return newStore(t, replica.Addr)
+				return l.store(replica.Addr)
 			},
 			safety: store.SafetyUnknown, err: "read-only replica",
 		},
 		"a wrong password": {
-			store: func(t *testing.T) *redis.Store {
-				return newStore(t, redistest.Start(t, "--requirepass", "pw").Addr)
+			store: func(l lab) *redis.Store {
+				return l.store(l.start("--requirepass", "pw").Addr)
 			},
 			safety: store.SafetyUnknown, err: "store.redis.credentialsSecretRef: not set",
 		},
@@ -92,7 +91,7 @@ func TestHealth(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := test.store(t).Health(t.Context())
+			h := test.store(lab{t}).Health(t.Context())
 			if h.Safety != test.safety {
 				t.Errorf("safety %s, want %s (%+v)", h.Safety, test.safety, h)
 			}

@@ -14,8 +14,8 @@ import (
 )
 
 // newStore returns a store on addr; edit changes its options.
-func newStore(t testing.TB, addr string, edit ...func(*redis.Options)) *redis.Store {
-	t.Helper()
+func newStore(tb testing.TB, addr string, edit ...func(*redis.Options)) *redis.Store {
+	tb.Helper()
 	o := redis.Options{
 		Spec:    v1alpha1.RedisStore{Mode: v1alpha1.RedisStandalone, Addresses: []string{addr}},
 		Timeout: 10 * time.Second,
@@ -26,11 +26,11 @@ func newStore(t testing.TB, addr string, edit ...func(*redis.Options)) *redis.St
 	}
 	s, err := redis.New(o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return s

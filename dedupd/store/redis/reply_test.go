@@ -62,7 +62,7 @@ func TestALostReplyMakesNoDuplicate(t *testing.T) {
 			t.Run("bare SETNX, the control", func(t *testing.T) {
 				proxy := redistest.StartProxy(t, server.Addr)
 				client := goredis.NewClient(&goredis.Options{Addr: proxy.Addr})
-				defer client.Close()
+				defer func() { _ = client.Close() }()
 				var keys []string
 				for i := range way.n {
 					keys = append(keys, fmt.Sprintf("%s:%d", t.Name(), i))

@@ -27,6 +27,7 @@ type Fixture struct {
 
 // Run runs every check against a fixture of its own.
 func Run(t *testing.T, newFixture func(t testing.TB) Fixture) {
+	t.Helper()
 	for _, c := range checks() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -16,7 +16,6 @@ type Proxy struct {
 	// Addr is where the proxy listens.
 	Addr string
 
-	t      testing.TB
 	target string
 	mu     sync.Mutex
 	rule   Rule           // guarded by mu
@@ -41,19 +40,19 @@ type Fate struct {
 }
 
 // StartProxy starts a proxy before target that passes everything.
-func StartProxy(t testing.TB, target string) *Proxy {
-	t.Helper()
+func StartProxy(tb testing.TB, target string) *Proxy {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), t: t, target: target}
+	p := &Proxy{Addr: l.Addr().String(), target: target}
 	p.group.Go(func() { p.accept(l) })
-	t.Cleanup(func() {
-		l.Close()
+	tb.Cleanup(func() {
+		_ = l.Close()
 		p.mu.Lock()
 		for _, c := range p.conns {
-			c.Close()
+			_ = c.Close()
 		}
 		p.mu.Unlock()
 		p.group.Wait()
@@ -94,7 +93,7 @@ func (p *Proxy) accept(l net.Listener) {
 		}
 		server, err := net.Dial("tcp", p.target)
 		if err != nil {
-			client.Close()
+			_ = client.Close()
 			continue
 		}
 		p.mu.Lock()
@@ -102,12 +101,12 @@ func (p *Proxy) accept(l net.Listener) {
 		p.mu.Unlock()
 		requests := make(chan []string, 1<<16)
 		p.group.Go(func() {
-			defer server.Close()
+			defer func() { _ = server.Close() }()
 			defer close(requests)
 			forward(server, bufio.NewReader(client), requests)
 		})
 		p.group.Go(func() {
-			defer client.Close()
+			defer func() { _ = client.Close() }()
 			p.answer(client, bufio.NewReader(server), requests)
 		})
 	}

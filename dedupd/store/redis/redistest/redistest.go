@@ -26,7 +26,7 @@ type Server struct {
 	// Dir is the server's working folder.
 	Dir string
 
-	t    testing.TB
+	tb   testing.TB
 	args []string
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when cmd has ended
@@ -37,46 +37,46 @@ const startTime = 20 * time.Second
 
 // Start starts a redis-server that does not persist and does not evict. args are further
 // arguments, such as "--maxmemory", "2mb"; they win over the defaults.
-func Start(t testing.TB, args ...string) *Server {
-	t.Helper()
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
 	// Between asking for a free port and the server's listening on it, another process may
 	// have taken it.
 	for range 5 {
-		s := &Server{Addr: freeAddr(t), Dir: t.TempDir(), t: t, args: args}
+		s := &Server{Addr: freeAddr(tb), Dir: tb.TempDir(), tb: tb, args: args}
 		if s.start() {
-			t.Cleanup(s.Stop)
+			tb.Cleanup(s.Stop)
 			return s
 		}
 	}
-	t.Fatal("redis-server did not start; is a redis-server of version 7.0 or newer on PATH?")
+	tb.Fatal("redis-server did not start; is a redis-server of version 7.0 or newer on PATH?")
 	return nil
 }
 
-func freeAddr(t testing.TB) string {
-	t.Helper()
+func freeAddr(tb testing.TB) string {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
 
 // start starts the process and reports whether it answers.
 func (s *Server) start() bool {
-	s.t.Helper()
+	s.tb.Helper()
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
-		s.t.Fatalf("install redis-server (apt-get install redis-server), or run make test: %v", err)
+		s.tb.Fatalf("install redis-server (apt-get install redis-server), or run make test: %v", err)
 	}
 	host, port, err := net.SplitHostPort(s.Addr)
 	if err != nil {
-		s.t.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	// A sentinel keeps its state in its configuration file; a server needs none.
 	config := filepath.Join(s.Dir, "redis.conf")
 	if err := os.WriteFile(config, nil, 0o600); err != nil {
-		s.t.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	args := []string{config, "--bind", host, "--port", port, "--dir", s.Dir, "--logfile", filepath.Join(s.Dir, "redis.log")}
 	if !slices.Contains(s.args, "--sentinel") {
@@ -85,7 +85,7 @@ func (s *Server) start() bool {
 	s.cmd = exec.Command(program, append(args, s.args...)...)
 	s.gone = make(chan struct{})
 	if err := s.cmd.Start(); err != nil {
-		s.t.Fatalf("start redis-server: %v", err)
+		s.tb.Fatalf("start redis-server: %v", err)
 	}
 	go func(cmd *exec.Cmd, gone chan struct{}) {
 		_ = cmd.Wait()
@@ -127,25 +127,25 @@ func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
 
 func (s *Server) signal(sig syscall.Signal) {
-	s.t.Helper()
+	s.tb.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
+		s.tb.Fatal(err)
 	}
 }
 
 // Restart starts the server again, on the same port and in the same folder.
 func (s *Server) Restart() {
-	s.t.Helper()
+	s.tb.Helper()
 	s.Stop()
 	if !s.start() {
-		s.t.Fatalf("redis-server did not start again on %s", s.Addr)
+		s.tb.Fatalf("redis-server did not start again on %s", s.Addr)
 	}
 }
 
 // Do runs a command and returns its answer as go-redis does: nil, string, int64 or []any.
 func (s *Server) Do(args ...any) (any, error) {
 	client := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password(), Protocol: 2, MaxRetries: -1, DisableIdentity: true})
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	answer, err := client.Do(ctx, args...).Result()
@@ -157,17 +157,17 @@ func (s *Server) Do(args ...any) (any, error) {
 
 // Must runs a command that must succeed.
 func (s *Server) Must(args ...any) any {
-	s.t.Helper()
+	s.tb.Helper()
 	answer, err := s.Do(args...)
 	if err != nil {
-		s.t.Fatalf("%v: %v", args, err)
+		s.tb.Fatalf("%v: %v", args, err)
 	}
 	return answer
 }
 
 // Calls is how often the server has run a command, those of scripts included.
 func (s *Server) Calls(command string) int {
-	s.t.Helper()
+	s.tb.Helper()
 	text, _ := s.Must("info", "commandstats").(string)
 	_, rest, found := strings.Cut(text, "cmdstat_"+command+":calls=")
 	if !found {
@@ -175,7 +175,7 @@ func (s *Server) Calls(command string) int {
 	}
 	var n int
 	if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
-		s.t.Fatal(err)
+		s.tb.Fatal(err)
 	}
 	return n
 }
