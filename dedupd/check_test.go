@@ -83,10 +83,13 @@ func TestAnAnswerComesWhileTheInputIsStillOpen(t *testing.T) {
 		done <- code
 	}()
 	answers := bufio.NewScanner(outR)
+	// An answer that is held back ends the test and does not hang it.
+	deadline := time.AfterFunc(10*time.Second, func() { outR.CloseWithError(os.ErrDeadlineExceeded) })
+	defer deadline.Stop()
 	for i := range 3 {
 		fmt.Fprintf(inW, `{"headers":{"id":"%d"}}`+"\n", i)
 		if !answers.Scan() || !strings.Contains(answers.Text(), "FRESH") {
-			t.Fatalf("answer %d: %q", i, answers.Text())
+			t.Fatalf("answer %d: %q, %v", i, answers.Text(), answers.Err())
 		}
 	}
 	inW.Close()
