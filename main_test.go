@@ -88,7 +88,7 @@ func TestSettings(t *testing.T) {
 }
 
 func TestManifests(t *testing.T) {
-	rendered := render(t)
+	rendered := render(t, "config/default")
 	if bytes.Contains(rendered, []byte("caBundle")) {
 		t.Error("a caBundle is rendered: a deployment tool would fight the operator over it")
 	}
@@ -149,6 +149,20 @@ func TestManifests(t *testing.T) {
 		}
 		if n := bytes.Count(rendered, []byte("image: ")); n != 1 {
 			t.Errorf("%d images are rendered, want the manager's alone", n)
+		}
+	})
+	t.Run("with cert-manager the operator reads no Secret, and serves from the folder that is mounted", func(t *testing.T) {
+		m := parse(t, render(t, "config/cert-manager"))
+		for _, role := range m.roles {
+			for _, rule := range role.Rules {
+				if slices.Contains(rule.Resources, "secrets") {
+					t.Errorf("%s allows %v", role.Name, rule)
+				}
+			}
+		}
+		container := m.deployment.Spec.Template.Spec.Containers[0]
+		if !slices.Contains(container.Args, "--webhook-cert-dir="+container.VolumeMounts[0].MountPath) {
+			t.Errorf("arguments %v, mounts %v", container.Args, container.VolumeMounts)
 		}
 	})
 	t.Run("the manager accepts its arguments", func(t *testing.T) {
@@ -289,11 +303,11 @@ func assets(t *testing.T) string {
 	return dir
 }
 
-func render(t *testing.T) []byte {
+func render(t *testing.T, folder string) []byte {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(assets(t), "kubectl"), "kustomize", "config/default").Output()
+	out, err := exec.Command(filepath.Join(assets(t), "kubectl"), "kustomize", folder).Output()
 	if err != nil {
-		t.Fatalf("rendering config/default: %v", err)
+		t.Fatalf("rendering %s: %v", folder, err)
 	}
 	return out
 }
@@ -354,7 +368,7 @@ func install(t *testing.T) (client.Client, string, manifests) {
 	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rendered := render(t)
+	rendered := render(t, "config/default")
 	m := parse(t, rendered)
 	for _, args := range [][]string{
 		{"apply", "--server-side", "-f", "-"},
