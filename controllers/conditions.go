@@ -202,7 +202,7 @@ func rollout(seen observation) string {
 	case s.UpdatedReplicas < wanted:
 		return fmt.Sprintf("%d of %d pods are up to date", s.UpdatedReplicas, wanted)
 	case s.Replicas > s.UpdatedReplicas:
-		return fmt.Sprintf("%d pods of before are still to end", s.Replicas-s.UpdatedReplicas)
+		return fmt.Sprintf("%d of the pods of before are still to end", s.Replicas-s.UpdatedReplicas)
 	case s.AvailableReplicas < wanted:
 		return fmt.Sprintf("%d of %d pods are available", s.AvailableReplicas, wanted)
 	}

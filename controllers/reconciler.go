@@ -151,7 +151,7 @@ func (r *Reconciler) lookAgain(p *v1alpha1.DedupPolicy) time.Duration {
 
 // halfToOneMinute is spread, so that many policies do not stay in step.
 func halfToOneMinute() time.Duration {
-	return 30*time.Second + rand.N(30*time.Second)
+	return 30*time.Second + rand.N(30*time.Second) //nolint:gosec // nothing is secret about it
 }
 
 // sentence puts errors, each of which starts with its field's path, into one message.

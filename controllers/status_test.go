@@ -193,18 +193,28 @@ func TestOnlyRunningPodsOfThePolicyAreAsked(t *testing.T) {
 	w := newWorld(t)
 	w.create()
 	w.ready()
-	for name, labels := range map[string]map[string]string{
-		"not-started": v1alpha1.SelectorLabels("orders"),
-		"of-another":  v1alpha1.SelectorLabels("payments"),
+	for name, c := range map[string]struct {
+		policy string
+		phase  corev1.PodPhase
+		ip     string
+		ending bool
+	}{
+		"not-started": {policy: "orders", phase: corev1.PodPending},
+		"evicted":     {policy: "orders", phase: corev1.PodFailed, ip: "127.0.1.75"},
+		"ending":      {policy: "orders", phase: corev1.PodRunning, ip: "127.0.1.76", ending: true},
+		"of-another":  {policy: "payments", phase: corev1.PodRunning, ip: "127.0.1.77"},
 	} {
 		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: labels},
-			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Image: "b"}}},
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: w.namespace, Name: name, Labels: v1alpha1.SelectorLabels(c.policy), Finalizers: []string{"example.com/wait"},
+			},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Image: "b"}}},
 		}
 		must(t, k8s.Create(ctx, pod))
-		if name == "of-another" {
-			pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, "127.0.1.77"
-			must(t, k8s.Status().Update(ctx, pod))
+		pod.Status.Phase, pod.Status.PodIP = c.phase, c.ip
+		must(t, k8s.Status().Update(ctx, pod))
+		if c.ending {
+			must(t, k8s.Delete(ctx, pod))
 		}
 	}
 	w.reconcile()
@@ -345,6 +355,57 @@ func TestAStatusJudgedByAnOldOneIsNotPublished(t *testing.T) {
 	if e := w.events.take(); e != nil {
 		t.Errorf("told again: %q", e)
 	}
+}
+
+func TestReadyWaitsForTheRollout(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	w.ready()
+	cases := map[string]struct {
+		change func(*appsv1.DeploymentStatus)
+		want   string
+	}{
+		"not seen by its controller": {func(s *appsv1.DeploymentStatus) { s.ObservedGeneration = 0 }, "Deployment: it was changed, and its pods follow"},
+		"a pod is of before":         {func(s *appsv1.DeploymentStatus) { s.UpdatedReplicas = 1 }, "Deployment: 1 of 2 pods are up to date"},
+		"a pod too many":             {func(s *appsv1.DeploymentStatus) { s.Replicas = 3 }, "Deployment: 1 of the pods of before are still to end"},
+		"a pod is not available":     {func(s *appsv1.DeploymentStatus) { s.AvailableReplicas = 1 }, "Deployment: 1 of 2 pods are available"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w.roll("a", "b")
+			d := get(w, &appsv1.Deployment{})
+			c.change(&d.Status)
+			must(t, k8s.Status().Update(ctx, d))
+			w.reconcile()
+			w.wantCondition(v1alpha1.ConditionReady, isFalse, v1alpha1.ReasonNotReady)
+			if m := w.condition(v1alpha1.ConditionReady).Message; m != c.want {
+				t.Errorf("message %q, want %q", m, c.want)
+			}
+		})
+	}
+}
+
+// A cache may lag behind the operator's own write, and show the Deployment of before as complete.
+func TestADeploymentThatWasJustChangedIsNotReady(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	w.ready()
+	w.cached = get(w, &appsv1.Deployment{})
+	w.change(func(s *v1alpha1.DedupPolicySpec) { s.Store.Redis.Addresses = []string{"redis2:6379"} })
+	for range 2 {
+		w.reconcile()
+		w.pods.set(address(0), w.well())
+		w.pods.set(address(1), w.well())
+	}
+	w.wantCondition(v1alpha1.ConditionConfigLoaded, isTrue, v1alpha1.ReasonLoaded)
+	w.wantCondition(v1alpha1.ConditionReady, isFalse, v1alpha1.ReasonNotReady)
+
+	w.cached = nil
+	w.reconcile()
+	w.wantCondition(v1alpha1.ConditionReady, isFalse, v1alpha1.ReasonNotReady)
+	w.roll("a", "b")
+	w.reconcile()
+	w.wantCondition(v1alpha1.ConditionReady, isTrue, v1alpha1.ReasonReady)
 }
 
 func TestAMemoryStoreIsNamedSo(t *testing.T) {

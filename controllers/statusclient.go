@@ -31,6 +31,7 @@ func NewStatusClient() StatusClient {
 	}}
 }
 
+// Status implements StatusClient.
 func (h httpStatus) Status(ctx context.Context, addr string) (status.Status, error) {
 	var s status.Status
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/v1/status", nil)

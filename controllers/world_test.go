@@ -41,6 +41,9 @@ type world struct {
 	events    *eventLog
 	r         *controllers.Reconciler
 
+	// cached, if not nil, is the Deployment as the reconciler's cache shows it.
+	cached *appsv1.Deployment
+
 	mu     sync.Mutex
 	writes []string // guarded by mu: what the reconciler wrote
 }
@@ -66,14 +69,14 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-// counting writes down every write of the reconciler.
+// counting writes down every write of the reconciler, and plays its cache.
 func (w *world) counting() interceptor.Funcs {
 	wrote := func(format string, args ...any) {
 		w.mu.Lock()
@@ -81,6 +84,13 @@ func (w *world) counting() interceptor.Funcs {
 		w.writes = append(w.writes, fmt.Sprintf(format, args...))
 	}
 	return interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, object client.Object, o ...client.GetOption) error {
+			if d, ok := object.(*appsv1.Deployment); ok && w.cached != nil {
+				w.cached.DeepCopyInto(d)
+				return nil
+			}
+			return c.Get(ctx, key, object, o...)
+		},
 		Apply: func(ctx context.Context, c client.WithWatch, a runtime.ApplyConfiguration, o ...client.ApplyOption) error {
 			wrote("apply %T", a)
 			return c.Apply(ctx, a, o...)

@@ -291,6 +291,7 @@ func TestAPIServerHoldsPoliciesToTheRules(t *testing.T) {
 }
 
 func (c validationCase) run(t *testing.T, said *answers) {
+	t.Helper()
 	ctx := context.Background()
 	var err error
 	if c.update == nil {

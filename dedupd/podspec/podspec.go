@@ -19,7 +19,7 @@ import (
 // Where dedupd finds its files, and as whom it runs. The user is that of the image.
 const (
 	ConfigDir  = "/etc/dedupd/config"
-	SecretsDir = "/etc/dedupd/secrets"
+	SecretsDir = "/etc/dedupd/secrets" //nolint:gosec // a folder, not a secret
 
 	UserID int64 = 65532
 )
@@ -56,7 +56,8 @@ func Container(p *v1alpha1.DedupPolicy, o Options) *corev1ac.ContainerApplyConfi
 		WithCommand("/dedupd", "serve", "-f", ConfigDir, "--mounted").
 		WithPorts(port(v1alpha1.PortNameHTTP, http), port(v1alpha1.PortNameGRPC, grpc)).
 		WithResources(resources(p)).
-		// Starting is looking at the store for the first time; two minutes are enough for one that starts as well.
+		// Ready is who has a configuration, whether the store answers or not: what to do without
+		// the store is the policy's to say.
 		WithStartupProbe(probe("/readyz", http).WithPeriodSeconds(1).WithFailureThreshold(120)).
 		WithReadinessProbe(probe("/readyz", http).WithPeriodSeconds(5).WithFailureThreshold(2)).
 		WithLivenessProbe(probe("/healthz", http).WithPeriodSeconds(10).WithFailureThreshold(3)).
