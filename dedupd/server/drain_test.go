@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -20,10 +21,16 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
-// keptStore outlives the service, so that a test can look up what was decided.
+// keptStore outlives the service, so that a test can look up what was decided. It takes its
+// time, so that there is always something on its way.
 type keptStore struct{ store.Store }
 
 func (keptStore) Close() error { return nil }
+
+func (s keptStore) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
+	s.Store.Apply(ctx, ops, results)
+	time.Sleep(2 * time.Millisecond)
+}
 
 // Callers over both protocols send as fast as they can while the service is stopped. What got
 // no answer was not decided either.
@@ -109,6 +116,11 @@ func TestStoppingSaysSoAndGoesOnForAWhile(t *testing.T) {
 	r := f.do("POST", "/v1/policies/ids/check", "", "Message-Id: 1")
 	if r.field("decision") != "FRESH" {
 		t.Errorf("a request of a caller that does not know yet: %s", r.text)
+	}
+	conn := dial(t, f.url)
+	_, _ = fmt.Fprintf(conn, "POST /v1/policies/ids/check HTTP/1.1\r\nHost: x\r\nMessage-Id: 2\r\nContent-Length: 0\r\n\r\n")
+	if answer, err := io.ReadAll(conn); err != nil || !strings.Contains(string(answer), "Connection: close") {
+		t.Errorf("the connection is kept: %s %v", answer, err)
 	}
 	if f.do("GET", "/healthz", "").status != 200 {
 		t.Error("healthz: the process would be killed for stopping")
