@@ -2,7 +2,7 @@ package redis
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -162,10 +162,12 @@ func (s *Store) send(ctx context.Context, calls []*call) {
 	}
 	cmds, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c redis.Cmder) bool { return c.Err() != nil }) {
-		// The error is of the connection's making, such as a wrong password, which go-redis
-		// takes for an answer to some command and so writes to none. None has run.
+		// There was no connection, and the reason is what a server or sentinel answered, such
+		// as a wrong password. go-redis takes that for an answer to some command and so notes
+		// it with none. None has run. The wrapping matters: a sentinel that does not know the
+		// primary answers nil, which from a SET would mean that the message is new.
 		for _, c := range cmds {
-			c.SetErr(err)
+			c.SetErr(fmt.Errorf("connect: %w", err))
 		}
 	}
 }
@@ -195,7 +197,7 @@ func (b *batch) settleNative(c *call, cmd *redis.StringCmd) {
 	i := c.indices[0]
 	op := b.ops[i]
 	found, err := cmd.Bytes()
-	if errors.Is(err, redis.Nil) {
+	if err == redis.Nil { //nolint:errorlint // only the bare error is the command's own answer
 		b.results[i] = c.fresh
 		return
 	}

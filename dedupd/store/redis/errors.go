@@ -14,6 +14,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
@@ -66,6 +67,9 @@ func (s *server) unavailable(err error) string {
 	var secret *secretError
 	if errors.As(err, &secret) {
 		return secret.Error()
+	}
+	if errors.Is(err, redis.Nil) && s.spec.Mode == v1alpha1.RedisSentinel {
+		return fmt.Sprintf("store.redis.masterName %s: the sentinels at %s know no primary of that name", s.spec.MasterName, strings.Join(s.spec.Addresses, ", "))
 	}
 	if isReply(err) {
 		return s.refused(err)
@@ -165,11 +169,12 @@ var refusals = []struct{ prefix, advice string }{
 	{"This instance has cluster support disabled", "the server is no cluster: set store.redis.mode: Standalone"},
 	{"max number of clients reached", "the server takes no more connections: raise its maxclients"},
 	{"syntax error", oldServer},
-	{"unknown command", oldServer},
 	{"Error compiling script", oldServer},
 }
 
 const oldServer = "the server does not know SET with NX and GET together: dedupd needs Redis 7.0 or newer, or Valkey 7.2 or newer"
+
+const aSentinel = "a sentinel, for which store.redis.mode has to be Sentinel"
 
 // refused explains an answer of the server that is an error. The answers to commands that
 // carry a password are not repeated: some servers quote the command.
@@ -181,6 +186,10 @@ func (s *server) refused(err error) string {
 	}
 	ref := s.spec.CredentialsSecretRef
 	switch {
+	case redis.HasErrorPrefix(err, "unknown command") && s.spec.Mode == v1alpha1.RedisSentinel:
+		return s.at("", "what answers there is no sentinel: name the sentinels, or set store.redis.mode: Standalone")
+	case redis.HasErrorPrefix(err, "unknown command"):
+		return s.at("", "the server lacks a command that dedupd needs: it is "+aSentinel+", or older than Redis 7.0 or Valkey 7.2")
 	case redis.HasErrorPrefix(err, "NOPERM "):
 		return s.at("", "the server's user may not do what dedupd has to, which is set, get, pttl, del, eval, evalsha, ping and info on the keys of keyPrefix: "+reply(err))
 	case redis.IsAuthError(err) && ref == nil:

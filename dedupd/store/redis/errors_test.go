@@ -86,6 +86,10 @@ func (l lab) listens(handle func(net.Conn)) string {
 	return listener.Addr().String()
 }
 
+func behindSentinels(o *redis.Options) {
+	o.Spec.Mode, o.Spec.MasterName = v1alpha1.RedisSentinel, "orders"
+}
+
 // TestEachFailureSaysWhatWouldBeRight: an error is an error, by the deadline, for each
 // operation of a batch; it is of the right kind, it names the field, and it tells no secret.
 func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
@@ -207,6 +211,36 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 			},
 			store.ErrUnavailable, []string{"store.redis.mode: Standalone"},
 		},
+		"sentinels that do not know the primary": {
+			func(l lab) *redis.Store { return l.store(l.start("--sentinel").Addr, behindSentinels) },
+			store.ErrUnavailable, []string{"store.redis.masterName orders", "know no primary of that name"},
+		},
+		"several sentinels that do not know the primary": {
+			func(l lab) *redis.Store {
+				return l.store(l.start("--sentinel").Addr, behindSentinels, func(o *redis.Options) {
+					o.Spec.Addresses = append(o.Spec.Addresses, l.start("--sentinel").Addr)
+				})
+			},
+			store.ErrUnavailable, []string{"store.redis.masterName orders", "know no primary of that name"},
+		},
+		"sentinels that are no sentinels": {
+			func(l lab) *redis.Store { return l.store(l.start().Addr, behindSentinels) },
+			store.ErrUnavailable, []string{"no sentinel", "store.redis.mode: Standalone"},
+		},
+		"sentinels that are not there": {
+			func(l lab) *redis.Store { return l.store(freeAddr(l), behindSentinels, within(time.Second)) },
+			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
+		},
+		"a sentinel in mode Standalone": {
+			func(l lab) *redis.Store { return l.store(l.start("--sentinel").Addr) },
+			store.ErrUnavailable, []string{"store.redis.mode has to be Sentinel"},
+		},
+		"a cluster that is not there": {
+			func(l lab) *redis.Store {
+				return l.store(freeAddr(l), func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster })
+			},
+			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
+		},
 		"a Redis older than 7.0": {
 			func(l lab) *redis.Store { return l.store(l.says("set", "-ERR syntax error")) },
 			store.ErrUnavailable, []string{"Redis 7.0 or newer"},
@@ -254,6 +288,12 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 							t.Errorf("operation %d: the error tells a password: %v", i, r.Err)
 						}
 					}
+				}
+			}
+			// Some of these failures are of SET only. What else gets an answer finds nothing there.
+			for i, r := range apply(s, held(op(store.Complete, "x", "a"), 1), op(store.Lookup, "y", ""), op(store.Forget, "z", "")) {
+				if r.Outcome != 0 && r.Outcome != store.Absent || (r.Outcome == 0) != errors.Is(r.Err, store.ErrUnavailable) {
+					t.Errorf("operation %d of those that follow: %+v, want Absent or ErrUnavailable", i, r)
 				}
 			}
 		})

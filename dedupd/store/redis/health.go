@@ -105,6 +105,9 @@ func (s *server) usable(facts map[string]string) error {
 			kinds: []error{store.ErrUnavailable},
 		}
 	}
+	if facts["redis_mode"] == "sentinel" {
+		return s.explain(errors.New("the server is "+aSentinel), "")
+	}
 	if facts["role"] == "slave" && facts["slave_read_only"] != "0" {
 		return s.explain(errReplica, "")
 	}

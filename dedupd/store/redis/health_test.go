@@ -81,6 +81,18 @@ func TestHealth(t *testing.T) {
 			},
 			safety: store.SafetyUnknown, err: "read-only replica",
 		},
+		"a sentinel": {
+			store:  func(l lab) *redis.Store { return l.store(l.start("--sentinel").Addr) },
+			safety: store.SafetyUnknown, err: "store.redis.mode has to be Sentinel",
+		},
+		"sentinels that do not know the primary": {
+			store:  func(l lab) *redis.Store { return l.store(l.start("--sentinel").Addr, behindSentinels) },
+			safety: store.SafetyUnknown, err: "store.redis.masterName orders",
+		},
+		"a server that is not there": {
+			store:  func(l lab) *redis.Store { return l.store(freeAddr(l)) },
+			safety: store.SafetyUnknown, err: "connection refused",
+		},
 		"a wrong password": {
 			store: func(l lab) *redis.Store {
 				return l.store(l.start("--requirepass", "pw").Addr)
