@@ -58,12 +58,12 @@ func check(ctx context.Context, args []string, env environment) int {
 	}
 	c, err := newChecker(o, env)
 	if err != nil {
-		fmt.Fprintf(env.err, "dedupd check: %v\n", err)
+		env.tell("dedupd check: %v\n", err)
 		return exitUsage
 	}
-	defer c.store.Close()
+	defer func() { _ = c.store.Close() }() // every answer has been given
 	if err := c.run(ctx, env); err != nil {
-		fmt.Fprintf(env.err, "dedupd check: %v\n", err)
+		env.tell("dedupd check: %v\n", err)
 		return exitSome
 	}
 	if c.sum.errors > 0 {
@@ -88,10 +88,10 @@ func parseCheckFlags(args []string, env environment) (*checkOptions, int) {
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(env.out, checkUsage)
-		f.SetOutput(env.out)
+		var flags strings.Builder
+		f.SetOutput(&flags)
 		f.PrintDefaults()
-		return nil, exitOK
+		return nil, env.print(checkUsage + flags.String())
 	case err != nil:
 	case f.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q; messages are read from standard input", f.Arg(0))
@@ -103,7 +103,7 @@ func parseCheckFlags(args []string, env environment) (*checkOptions, int) {
 		err = fmt.Errorf("--store-timeout: %s; want at least 1ms", o.timeout)
 	}
 	if err != nil {
-		fmt.Fprintf(env.err, "dedupd check: %v\nsee dedupd check --help\n", err)
+		env.tell("dedupd check: %v\nsee dedupd check --help\n", err)
 		return nil, exitUsage
 	}
 	return o, exitOK
@@ -193,7 +193,7 @@ func (c *checker) run(ctx context.Context, env environment) error {
 		switch {
 		case errors.Is(readErr, io.EOF):
 			c.sum.took = env.now().Sub(start)
-			c.sum.write(env.err)
+			env.tell("%s", c.sum.String())
 			return nil
 		case readErr != nil:
 			return fmt.Errorf("reading messages: %w", readErr)

@@ -31,7 +31,7 @@ func TestTheSamplesShowTheirStrategyAtWork(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer in.Close()
+			defer func() { _ = in.Close() }()
 			var out, summary bytes.Buffer
 			manifest := strings.TrimSuffix(messages, ".ndjson") + ".yaml"
 			if code := run([]string{"check", "-f", manifest}, environment{in: in, out: &out, err: &summary, now: fixedClock}); code != exitOK {
@@ -79,7 +79,7 @@ func TestAnAnswerComesWhileTheInputIsStillOpen(t *testing.T) {
 	done := make(chan int)
 	go func() {
 		code := run([]string{"check", "-f", policyFile(t, headerPolicy)}, environment{in: inR, out: outW, err: io.Discard, now: time.Now})
-		outW.Close()
+		_ = outW.Close()
 		done <- code
 	}()
 	answers := bufio.NewScanner(outR)
@@ -87,12 +87,14 @@ func TestAnAnswerComesWhileTheInputIsStillOpen(t *testing.T) {
 	deadline := time.AfterFunc(10*time.Second, func() { outR.CloseWithError(os.ErrDeadlineExceeded) })
 	defer deadline.Stop()
 	for i := range 3 {
-		fmt.Fprintf(inW, `{"headers":{"id":"%d"}}`+"\n", i)
+		if _, err := fmt.Fprintf(inW, `{"headers":{"id":"%d"}}`+"\n", i); err != nil {
+			t.Fatal(err)
+		}
 		if !answers.Scan() || !strings.Contains(answers.Text(), "FRESH") {
 			t.Fatalf("answer %d: %q, %v", i, answers.Text(), answers.Err())
 		}
 	}
-	inW.Close()
+	_ = inW.Close()
 	if code := <-done; code != exitOK {
 		t.Errorf("exit code %d", code)
 	}

@@ -20,6 +20,20 @@ type environment struct {
 	now      func() time.Time
 }
 
+// tell writes to standard error. Who does not listen cannot be told so.
+func (e environment) tell(format string, args ...any) {
+	_, _ = fmt.Fprintf(e.err, format, args...)
+}
+
+// print writes to standard output what is asked for, and returns the exit code.
+func (e environment) print(text string) int {
+	if _, err := io.WriteString(e.out, text); err != nil {
+		e.tell("dedupd: writing to standard output: %v\n", err)
+		return exitSome
+	}
+	return exitOK
+}
+
 // Exit codes.
 const (
 	exitOK    = 0
@@ -46,7 +60,7 @@ func main() {
 // run carries out a command line and returns the exit code.
 func run(args []string, env environment) int {
 	if len(args) == 0 {
-		fmt.Fprint(env.err, usage)
+		env.tell("%s", usage)
 		return exitUsage
 	}
 	switch name, args := args[0], args[1:]; name {
@@ -57,13 +71,11 @@ func run(args []string, env environment) int {
 	case "check":
 		return check(context.Background(), args, env)
 	case "version":
-		fmt.Fprintln(env.out, programVersion())
-		return exitOK
+		return env.print(programVersion() + "\n")
 	case "help", "-h", "-help", "--help":
-		fmt.Fprint(env.out, usage)
-		return exitOK
+		return env.print(usage)
 	default:
-		fmt.Fprintf(env.err, "dedupd: unknown command %q; want serve, check or version\n", name)
+		env.tell("dedupd: unknown command %q; want serve, check or version\n", name)
 		return exitUsage
 	}
 }

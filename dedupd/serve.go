@@ -109,13 +109,13 @@ func serve(ctx context.Context, args []string, env environment) int {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err != nil:
-		fmt.Fprintf(env.err, "dedupd serve: %s\n", err)
+		env.tell("dedupd serve: %s\n", err)
 		return exitUsage
 	}
 	log := slog.New(slog.NewJSONHandler(env.err, &slog.HandlerOptions{Level: o.logLevel}))
 	service := newService(o, log, env.now)
 	if err := service.LoadConfig(o.config); err != nil {
-		fmt.Fprintf(env.err, "dedupd serve: %s\n", err)
+		env.tell("dedupd serve: %s\n", err)
 		return exitUsage
 	}
 	if err := listenAndServe(ctx, service, o, log); err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -40,21 +39,24 @@ func (s *summary) count(a *engine.Answer) {
 	}
 }
 
-func (s *summary) write(w io.Writer) {
+// String is the summary as it is told, some lines.
+func (s *summary) String() string {
+	var b strings.Builder
 	total := s.errors
 	for _, n := range s.decisions {
 		total += n
 	}
 	perSecond := float64(total) / max(s.took.Seconds(), 1e-9)
-	fmt.Fprintf(w, "policy %s, store %s: %d messages in %s, %.0f ids/second\n", s.policy, s.store, total, s.took.Round(time.Microsecond), perSecond)
-	fmt.Fprintf(w, "decisions: %s\n", counts(s.decisions))
+	fmt.Fprintf(&b, "policy %s, store %s: %d messages in %s, %.0f ids/second\n", s.policy, s.store, total, s.took.Round(time.Microsecond), perSecond)
+	fmt.Fprintf(&b, "decisions: %s\n", counts(s.decisions))
 	if len(s.shadow) > 0 {
-		fmt.Fprintf(w, "without enforcement: Shadow: %s\n", counts(s.shadow))
+		fmt.Fprintf(&b, "without enforcement: Shadow: %s\n", counts(s.shadow))
 	}
-	fmt.Fprintf(w, "keys formed: %d, errors: %d\n", s.keys, s.errors)
+	fmt.Fprintf(&b, "keys formed: %d, errors: %d\n", s.keys, s.errors)
 	if s.decisions[engine.Duplicate]+s.decisions[engine.Conflict]+s.shadow[string(engine.Duplicate)] > 0 {
-		fmt.Fprintf(w, "oldest duplicate: %s after the first\n", s.oldest.Round(time.Millisecond))
+		fmt.Fprintf(&b, "oldest duplicate: %s after the first\n", s.oldest.Round(time.Millisecond))
 	}
+	return b.String()
 }
 
 // counts writes a table of counts in the order of its names.

@@ -30,53 +30,53 @@ func TestOnlyTheFirstOfEqualMessagesIsFresh(t *testing.T) {
 	}{
 		"a repeat is a duplicate": {
 			reqs: []engine.Request{message("a"), message("a"), message("b"), message("a")},
-			want: "FRESH DUPLICATE FRESH DUPLICATE",
+			want: "FRESH then DUPLICATE then FRESH then DUPLICATE",
 		},
 		"the same attempt is answered as the first time": {
 			reqs: []engine.Request{attempt("a", "x"), attempt("a", "x"), attempt("a", "y")},
-			want: "FRESH FRESH DUPLICATE",
+			want: "FRESH then FRESH then DUPLICATE",
 		},
 		"another consumer has its own first time": {
 			reqs: []engine.Request{message("a"), {Consumer: "mail", Message: message("a").Message}},
-			want: "FRESH FRESH",
+			want: "FRESH then FRESH",
 		},
 		"consumers of one scope share theirs": {
 			mods: []func(*spec){sharedScope},
 			reqs: []engine.Request{message("a"), {Message: message("a").Message}},
-			want: "FRESH DUPLICATE",
+			want: "FRESH then DUPLICATE",
 		},
 		"a claim that runs is in progress": {
 			mods: []func(*spec){claimMode},
 			reqs: []engine.Request{message("a"), message("a")},
-			want: "FRESH IN_PROGRESS",
+			want: "FRESH then IN_PROGRESS",
 		},
 		"a known identifier with other content is a conflict": {
 			mods: []func(*spec){verify},
 			reqs: []engine.Request{body("a", `{"n":1,"m":2}`), body("a", `{"n":2}`), body("a", `{ "m": 2, "n": 1.0 }`), body("b", "no JSON"), body("b", "other"), body("b", "no JSON")},
-			want: "FRESH CONFLICT DUPLICATE FRESH CONFLICT DUPLICATE",
+			want: "FRESH then CONFLICT then DUPLICATE then FRESH then CONFLICT then DUPLICATE",
 		},
 		"other content does not matter unless it is verified": {
 			reqs: []engine.Request{body("a", "1"), body("a", "2")},
-			want: "FRESH DUPLICATE",
+			want: "FRESH then DUPLICATE",
 		},
 		"a message without its key is refused": {
 			reqs: []engine.Request{message(""), {Consumer: "billing"}, message("a")},
-			want: "KEY_MISSING KEY_MISSING FRESH",
+			want: "KEY_MISSING then KEY_MISSING then FRESH",
 		},
 		"a body that is no JSON is refused where a path needs it": {
 			mods: []func(*spec){byPath},
 			reqs: []engine.Request{body("", `{"id":1}`), body("", `{"id":`), body("", `{"id":null}`)},
-			want: "FRESH INVALID_MESSAGE KEY_MISSING",
+			want: "FRESH then INVALID_MESSAGE then KEY_MISSING",
 		},
 		"a message without its key passes under Process": {
 			mods: []func(*spec){byPath, process},
 			reqs: []engine.Request{body("", `{}`), body("", `{}`), body("", `{`), body("", `{"id":1}`), body("", `{"id":1}`)},
-			want: "UNCHECKED UNCHECKED UNCHECKED FRESH DUPLICATE",
+			want: "UNCHECKED then UNCHECKED then UNCHECKED then FRESH then DUPLICATE",
 		},
 		"a consumer's name is needed, whatever becomes of messages without a key": {
 			mods: []func(*spec){process},
 			reqs: []engine.Request{{Message: message("a").Message}, {Consumer: strings.Repeat("c", 254), Message: message("a").Message}},
-			want: "INVALID_ARGUMENT INVALID_ARGUMENT",
+			want: "INVALID_ARGUMENT then INVALID_ARGUMENT",
 		},
 	}
 	for name, test := range tests {
@@ -111,7 +111,7 @@ func outcomes(answers []engine.Answer) string {
 			out = append(out, string(a.Decision))
 		}
 	}
-	return strings.Join(out, " ")
+	return strings.Join(out, " then ")
 }
 
 func TestADuplicateSaysWhenTheMessageWasFirstSeen(t *testing.T) {
@@ -249,9 +249,9 @@ func TestABatchIsOneCallOfTheStore(t *testing.T) {
 	for range goroutines {
 		wg.Go(func() {
 			for n := range batches {
-				reqs := make([]engine.Request, size)
-				for i := range reqs {
-					reqs[i] = message(fmt.Sprint(n, "-", i))
+				reqs := make([]engine.Request, 0, size+1)
+				for i := range size {
+					reqs = append(reqs, message(fmt.Sprint(n, "-", i)))
 				}
 				reqs = append(reqs, message("")) // needs no store
 				for i, a := range e.Check(t.Context(), reqs) {
@@ -303,8 +303,8 @@ func TestACallerThatLeavesGetsIndeterminateAndItsWriteCompletes(t *testing.T) {
 					t.Errorf("%s, want INDETERMINATE", outcomes(got))
 				}
 				again := e.Check(t.Context(), []engine.Request{attempt("a", "x"), attempt("a", "y")})
-				if outcomes(again) != "FRESH DUPLICATE" {
-					t.Errorf("then %s, want FRESH DUPLICATE: the write was made, and the attempt knows its own", outcomes(again))
+				if outcomes(again) != "FRESH then DUPLICATE" {
+					t.Errorf("then %s, want FRESH then DUPLICATE: the write was made, and the attempt knows its own", outcomes(again))
 				}
 				// One that has left already changes nothing.
 				if got := e.Check(ctx, []engine.Request{message("b")}); outcomes(got) != "INDETERMINATE" {

@@ -35,8 +35,8 @@ func (c *clock) step(d time.Duration) {
 }
 
 // compile returns a policy by the header id, with an hour's ttl, as changed by mods.
-func compile(t testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *policy.Policy {
-	t.Helper()
+func compile(tb testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *policy.Policy {
+	tb.Helper()
 	p := &v1alpha1.DedupPolicy{}
 	p.Name = "orders"
 	p.Spec = v1alpha1.DedupPolicySpec{
@@ -49,7 +49,7 @@ func compile(t testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *policy.Poli
 	}
 	compiled, errs := policy.Compile(p)
 	if len(errs) > 0 {
-		t.Fatal(errs.ToAggregate())
+		tb.Fatal(errs.ToAggregate())
 	}
 	return compiled
 }
@@ -71,18 +71,19 @@ type bench struct {
 	store store.Store
 }
 
-func newBench(t testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *bench {
+func newBench(tb testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *bench {
+	tb.Helper()
 	c := newClock()
 	s := memory.New(memory.Options{MaxEntries: 1000, Now: c.now})
-	return &bench{Engine: engine.New(compile(t, mods...), s, engine.Options{Now: c.now}), clock: c, store: s}
+	return &bench{Engine: engine.New(compile(tb, mods...), s, engine.Options{Now: c.now}), clock: c, store: s}
 }
 
 // check checks one message and returns its answer.
-func check(t testing.TB, e *engine.Engine, r engine.Request) engine.Answer {
-	t.Helper()
-	answers := e.Check(t.Context(), []engine.Request{r})
+func check(tb testing.TB, e *engine.Engine, r engine.Request) engine.Answer {
+	tb.Helper()
+	answers := e.Check(tb.Context(), []engine.Request{r})
 	if len(answers) != 1 {
-		t.Fatalf("%d answers to one request", len(answers))
+		tb.Fatalf("%d answers to one request", len(answers))
 	}
 	return answers[0]
 }
@@ -104,9 +105,9 @@ func body(id, text string) engine.Request {
 }
 
 // settle settles one claim.
-func settle(t testing.TB, e *engine.Engine, verb store.Verb, a engine.Answer) engine.Settled {
-	t.Helper()
-	return e.Settle(t.Context(), []engine.Settle{{Verb: verb, Key: a.Key, Token: a.Token}})[0]
+func settle(tb testing.TB, e *engine.Engine, verb store.Verb, a engine.Answer) engine.Settled {
+	tb.Helper()
+	return e.Settle(tb.Context(), []engine.Settle{{Verb: verb, Key: a.Key, Token: a.Token}})[0]
 }
 
 // storeFunc is a store that only applies.

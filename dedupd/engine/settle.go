@@ -107,8 +107,9 @@ func settled(verb store.Verb, r *store.Result, left error) Settled {
 		return s
 	case store.Stale, store.Absent:
 		return Settled{Err: &Error{Code: StaleToken, Field: "token", Message: "token: " + staleReason(r)}}
+	default:
+		return Settled{Err: outcomeError(r.Outcome)}
 	}
-	return Settled{Err: outcomeError(r.Outcome)}
 }
 
 // staleReason says why a token no longer holds, as far as the record tells.
@@ -159,8 +160,9 @@ func (e *Engine) Lookup(ctx context.Context, key string) (Found, error) {
 		}, nil
 	case store.Absent:
 		return Found{}, &Error{Code: NotFound, Field: "key", Message: "key: nothing is remembered under " + key}
+	default:
+		return Found{}, outcomeError(r.Outcome)
 	}
-	return Found{}, outcomeError(r.Outcome)
 }
 
 // Forget removes what is remembered under a key, so that its message is FRESH again, and says
@@ -175,8 +177,9 @@ func (e *Engine) Forget(ctx context.Context, key string) (existed bool, err erro
 		return true, nil
 	case store.Absent:
 		return false, nil
+	default:
+		return false, outcomeError(r.Outcome)
 	}
-	return false, outcomeError(r.Outcome)
 }
 
 // one carries out a single operation that needs no token.

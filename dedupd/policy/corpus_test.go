@@ -13,17 +13,17 @@ import (
 
 // corpus returns the files of a folder of testdata by name. The API server is held to the same
 // folders, see the tests of the CRD.
-func corpus(t testing.TB, folder string) map[string][]byte {
-	t.Helper()
+func corpus(tb testing.TB, folder string) map[string][]byte {
+	tb.Helper()
 	files, err := filepath.Glob(filepath.Join("testdata", folder, "*.yaml"))
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no files in testdata/%s: %v", folder, err)
+		tb.Fatalf("no files in testdata/%s: %v", folder, err)
 	}
 	out := map[string][]byte{}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		out[strings.TrimSuffix(filepath.Base(file), ".yaml")] = data
 	}

@@ -66,11 +66,11 @@ func configFiles(path string) ([]string, error) {
 }
 
 func loadFile(file string, strict bool) ([]*Policy, error) {
-	f, err := os.Open(file)
+	f, err := os.Open(file) //nolint:gosec // the user names the file
 	if err != nil {
 		return nil, fmt.Errorf("reading policies: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading policies: %w", err)

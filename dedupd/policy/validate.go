@@ -47,17 +47,17 @@ func oneOf[T ~string](c *checker, at *field.Path, value T, want ...T) {
 	}
 }
 
-// between refuses a number that is out of its bounds.
-func between[T ~int32 | ~int64](c *checker, at *field.Path, value, least, most T) {
-	if value < least || value > most {
-		c.invalid(at, value, "between %d and %d", least, most)
+// upTo refuses a number that is below 1 or above most.
+func (c *checker) upTo(at *field.Path, value, most int64) {
+	if value < 1 || value > most {
+		c.invalid(at, value, "between 1 and %d", most)
 	}
 }
 
 // count refuses a list of fewer or more items than the field takes.
-func count[T any](c *checker, at *field.Path, list []T, least, most int) {
-	if len(list) < least || len(list) > most {
-		c.invalid(at, len(list), "the number of items: between %d and %d", least, most)
+func (c *checker) count(at *field.Path, items, least, most int) {
+	if items < least || items > most {
+		c.invalid(at, items, "the number of items: between %d and %d", least, most)
 	}
 }
 
@@ -116,7 +116,7 @@ func (c *checker) spec(s *v1alpha1.DedupPolicySpec) {
 	oneOf(c, at.Child("scope"), s.Scope, v1alpha1.ScopeConsumer, v1alpha1.ScopePolicy)
 	oneOf(c, at.Child("enforcement"), s.Enforcement, v1alpha1.EnforcementEnforce, v1alpha1.EnforcementShadow)
 	oneOf(c, at.Child("onStoreFailure"), s.OnStoreFailure, v1alpha1.FailClosed, v1alpha1.FailOpen)
-	between(c, at.Child("epoch"), s.Epoch, 1, 1_000_000)
+	c.upTo(at.Child("epoch"), s.Epoch, 1_000_000)
 	c.times(at, s)
 	c.store(at.Child("store"), &s.Store)
 	if s.Deployment != nil {
@@ -182,7 +182,7 @@ func (c *checker) key(at *field.Path, k *v1alpha1.KeySpec) {
 	}
 	if m := k.Composite; m != nil {
 		parts := at.Child("composite", "parts")
-		count(c, parts, m.Parts, 1, 16)
+		c.count(parts, len(m.Parts), 1, 16)
 		for i, p := range m.Parts {
 			c.part(parts.Index(i), p)
 		}
@@ -240,7 +240,7 @@ func (c *checker) contentHash(at *field.Path, h *v1alpha1.ContentHashKey) {
 		if len(list.paths) > 0 && h.Canonical != v1alpha1.CanonicalJSON {
 			c.forbidden(at, fmt.Sprintf("paths into JSON need canonical: JSON; it is %q", h.Canonical))
 		}
-		count(c, at, list.paths, 0, 32)
+		c.count(at, len(list.paths), 0, 32)
 		for i, p := range list.paths {
 			c.path(at.Index(i), p)
 		}
@@ -248,7 +248,7 @@ func (c *checker) contentHash(at *field.Path, h *v1alpha1.ContentHashKey) {
 	if len(h.Include) > 0 && len(h.Exclude) > 0 {
 		c.forbidden(at.Child("exclude"), "include or exclude, not both")
 	}
-	count(c, at.Child("headers"), h.Headers, 0, 16)
+	c.count(at.Child("headers"), len(h.Headers), 0, 16)
 	for i, name := range h.Headers {
 		c.header(at.Child("headers").Index(i), name)
 	}

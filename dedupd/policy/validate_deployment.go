@@ -9,7 +9,7 @@ import (
 func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory bool) {
 	replicas, autoscaling := at.Child("replicas"), at.Child("autoscaling")
 	if d.Replicas != nil {
-		between(c, replicas, *d.Replicas, 1, 100)
+		c.upTo(replicas, int64(*d.Replicas), 100)
 		if memory && *d.Replicas != 1 {
 			c.invalid(replicas, *d.Replicas, "must be 1 with store.memory, whose marks live in a single process; use store.redis for more replicas")
 		}
@@ -21,14 +21,14 @@ func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory 
 		if d.Replicas != nil {
 			c.forbidden(autoscaling, "replicas or autoscaling, not both; with autoscaling the HorizontalPodAutoscaler sets the replicas")
 		}
-		between(c, autoscaling.Child("minReplicas"), a.MinReplicas, 1, 100)
-		between(c, autoscaling.Child("maxReplicas"), a.MaxReplicas, 1, 100)
-		between(c, autoscaling.Child("targetCPUUtilization"), a.TargetCPUUtilization, 1, 100)
+		c.upTo(autoscaling.Child("minReplicas"), int64(a.MinReplicas), 100)
+		c.upTo(autoscaling.Child("maxReplicas"), int64(a.MaxReplicas), 100)
+		c.upTo(autoscaling.Child("targetCPUUtilization"), int64(a.TargetCPUUtilization), 100)
 		if a.MaxReplicas > 0 && a.MinReplicas > a.MaxReplicas {
 			c.invalid(autoscaling.Child("minReplicas"), a.MinReplicas, "must not exceed maxReplicas (%d)", a.MaxReplicas)
 		}
 	}
-	count(c, at.Child("tolerations"), d.Tolerations, 0, 32)
+	c.count(at.Child("tolerations"), len(d.Tolerations), 0, 32)
 	c.length(at.Child("priorityClassName"), d.PriorityClassName, 0, 253)
 	if d.Resources != nil {
 		seen := map[string]bool{}

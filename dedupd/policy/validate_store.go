@@ -33,7 +33,7 @@ func (c *checker) store(at *field.Path, s *v1alpha1.StoreSpec) {
 		c.redis(at.Child("redis"), s.Redis)
 	}
 	if s.Memory != nil {
-		between(c, at.Child("memory", "maxEntries"), s.Memory.MaxEntries, 1, 100_000_000)
+		c.upTo(at.Child("memory", "maxEntries"), s.Memory.MaxEntries, 100_000_000)
 	}
 }
 
@@ -41,7 +41,7 @@ func (c *checker) redis(at *field.Path, r *v1alpha1.RedisStore) {
 	oneOf(c, at.Child("mode"), r.Mode, v1alpha1.RedisStandalone, v1alpha1.RedisSentinel, v1alpha1.RedisCluster)
 	oneOf(c, at.Child("keyFormat"), r.KeyFormat, v1alpha1.KeyReadable, v1alpha1.KeyCompact)
 	addresses := at.Child("addresses")
-	count(c, addresses, r.Addresses, 1, 32)
+	c.count(addresses, len(r.Addresses), 1, 32)
 	if r.Mode == v1alpha1.RedisStandalone && len(r.Addresses) > 1 {
 		c.invalid(addresses, len(r.Addresses), "the number of addresses: exactly one with mode: Standalone; several name the nodes of mode: Cluster or the sentinels of mode: Sentinel")
 	}
