@@ -73,7 +73,7 @@ func want(t *testing.T, s store.Store, ops []store.Op, outcomes ...store.Outcome
 
 func TestConformance(t *testing.T) {
 	server := redistest.Start(t)
-	storetest.Run(t, func(t testing.TB) storetest.Fixture {
-		return storetest.Fixture{Store: newStore(t, server.Addr)}
+	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+		return storetest.Fixture{Store: newStore(tb, server.Addr)}
 	})
 }

@@ -68,8 +68,8 @@ func TestCluster(t *testing.T) {
 	servers := startCluster(t)
 	inCluster := func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster }
 	t.Run("conforms", func(t *testing.T) {
-		storetest.Run(t, func(t testing.TB) storetest.Fixture {
-			return storetest.Fixture{Store: newStore(t, servers[0].Addr, inCluster)}
+		storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+			return storetest.Fixture{Store: newStore(tb, servers[0].Addr, inCluster)}
 		})
 	})
 	t.Run("a batch goes to every node, one command per message", func(t *testing.T) {
