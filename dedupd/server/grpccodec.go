@@ -23,7 +23,7 @@ func answerPB(a engine.Answer) *pb.Answer {
 		Shadow:     a.Shadow,
 		Reason:     a.Reason,
 	}
-	if !a.FirstSeen.IsZero() {
+	if seenBefore(a) {
 		out.FirstSeen = timestamppb.New(a.FirstSeen)
 	}
 	return out
