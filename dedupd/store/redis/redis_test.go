@@ -71,9 +71,15 @@ func want(t *testing.T, s store.Store, ops []store.Op, outcomes ...store.Outcome
 	return results
 }
 
+// fixtures makes a store of its own for each check, all on addr.
+func fixtures(addr string, edit ...func(*redis.Options)) func(testing.TB) storetest.Fixture {
+	return func(tb testing.TB) storetest.Fixture {
+		tb.Helper()
+		return storetest.Fixture{Store: newStore(tb, addr, edit...)}
+	}
+}
+
 func TestConformance(t *testing.T) {
 	server := redistest.Start(t)
-	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
-		return storetest.Fixture{Store: newStore(tb, server.Addr)}
-	})
+	storetest.Run(t, fixtures(server.Addr))
 }

@@ -110,11 +110,9 @@ func TestNothingIsDecidedByTheCallersClock(t *testing.T) {
 	server := redistest.Start(t)
 	for name, wrong := range map[string]time.Duration{"an hour ahead": time.Hour, "a day behind": -24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
-			storetest.Run(t, func(tb testing.TB) storetest.Fixture {
-				return storetest.Fixture{Store: newStore(tb, server.Addr, func(o *redis.Options) {
-					o.Now = func() time.Time { return time.Now().Add(wrong) }
-				})}
-			})
+			storetest.Run(t, fixtures(server.Addr, func(o *redis.Options) {
+				o.Now = func() time.Time { return time.Now().Add(wrong) }
+			}))
 		})
 	}
 }

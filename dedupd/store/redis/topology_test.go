@@ -68,9 +68,7 @@ func TestCluster(t *testing.T) {
 	servers := startCluster(t)
 	inCluster := func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster }
 	t.Run("conforms", func(t *testing.T) {
-		storetest.Run(t, func(tb testing.TB) storetest.Fixture {
-			return storetest.Fixture{Store: newStore(tb, servers[0].Addr, inCluster)}
-		})
+		storetest.Run(t, fixtures(servers[0].Addr, inCluster))
 	})
 	t.Run("a batch goes to every node, one command per message", func(t *testing.T) {
 		s := newStore(t, servers[0].Addr, inCluster)
