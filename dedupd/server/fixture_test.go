@@ -75,7 +75,7 @@ type options struct {
 // fixture is a service at work on loopback.
 type fixture struct {
 	*Service
-	t        *testing.T
+	t        testing.TB
 	url      string
 	grpcAddr string
 	rpc      pb.DedupServiceClient
@@ -106,8 +106,8 @@ func (l *logs) String() string {
 	return l.text.String()
 }
 
-func start(t *testing.T, modify ...func(*options)) *fixture {
-	t.Helper()
+func start(tb testing.TB, modify ...func(*options)) *fixture {
+	tb.Helper()
 	o := options{
 		manifests: manifests,
 		limits:    Limits{MaxBody: 1 << 20, MaxBatch: 1000, MaxBatchBytes: 4 << 20, MaxHeader: 64 << 10},
@@ -120,7 +120,7 @@ func start(t *testing.T, modify ...func(*options)) *fixture {
 	for _, m := range modify {
 		m(&o)
 	}
-	f := &fixture{t: t, logs: &logs{}, done: make(chan error, 1)}
+	f := &fixture{t: tb, logs: &logs{}, done: make(chan error, 1)}
 	log := slog.New(slog.NewJSONHandler(f.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	metrics := NewMetrics("test", time.Now)
 	registry := NewRegistry(
@@ -138,25 +138,25 @@ func start(t *testing.T, modify ...func(*options)) *fixture {
 	f.Service = NewService(Options{
 		Registry: registry, Metrics: metrics, Limits: o.limits, Version: "test", Log: log, Now: time.Now,
 	})
-	f.config = filepath.Join(t.TempDir(), "policies.yaml")
+	f.config = filepath.Join(tb.TempDir(), "policies.yaml")
 	f.writeConfig(o.manifests)
 	if err := f.LoadConfig(Config{Path: f.config, Strict: true}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	httpOn, grpcOn := listen(t), listen(t)
+	httpOn, grpcOn := listen(tb), listen(tb)
 	f.url, f.grpcAddr = "http://"+httpOn.Addr().String(), grpcOn.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
 	go func() { f.done <- f.Run(ctx, o.timing, httpOn, grpcOn) }()
 	conn, err := grpc.NewClient(f.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	f.conn, f.rpc = conn, pb.NewDedupServiceClient(conn)
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = conn.Close()
 		if err := f.stop(); err != nil {
-			t.Errorf("stopping: %v", err)
+			tb.Errorf("stopping: %v", err)
 		}
 	})
 	return f
@@ -187,11 +187,11 @@ func openMemory(p *policy.Policy) (store.Store, error) {
 	return memory.New(memory.Options{MaxEntries: int(p.StoreSpec.Memory.MaxEntries), Now: time.Now}), nil
 }
 
-func listen(t *testing.T) net.Listener {
-	t.Helper()
+func listen(tb testing.TB) net.Listener {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return l
 }
@@ -227,17 +227,17 @@ func (f *fixture) do(method, path, body string, headers ...string) reply {
 	return read(f.t, response)
 }
 
-func read(t *testing.T, response *http.Response) reply {
-	t.Helper()
+func read(tb testing.TB, response *http.Response) reply {
+	tb.Helper()
 	defer func() { _ = response.Body.Close() }()
 	text, err := io.ReadAll(response.Body)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	r := reply{status: response.StatusCode, header: response.Header, text: string(text)}
 	if strings.Contains(response.Header.Get("Content-Type"), "json") {
 		if err := json.Unmarshal(text, &r.fields); err != nil {
-			t.Fatalf("%s: %v", text, err)
+			tb.Fatalf("%s: %v", text, err)
 		}
 	}
 	return r

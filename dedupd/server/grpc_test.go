@@ -17,10 +17,10 @@ import (
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
 
-func ctx(t *testing.T) context.Context {
-	t.Helper()
+func ctx(tb testing.TB) context.Context {
+	tb.Helper()
 	c, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	t.Cleanup(cancel)
+	tb.Cleanup(cancel)
 	return c
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 )
@@ -26,7 +27,7 @@ func (s *Service) guard(next http.Handler) http.Handler {
 				writeProblem(rec, errPanic)
 				cause = nil
 			}
-			s.Metrics.request("http", route(r), fmt.Sprint(rec.code()), s.Now().Sub(start))
+			s.Metrics.request("http", route(r), strconv.Itoa(rec.code()), s.Now().Sub(start))
 			if cause != nil {
 				// Half an answer is out. Only a broken connection tells the caller.
 				panic(http.ErrAbortHandler)

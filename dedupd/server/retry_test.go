@@ -30,6 +30,7 @@ func overRedis(addr string) func(*options) {
 
 // everyStore runs a test over memory and over a real Redis.
 func everyStore(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Helper()
 	t.Run("memory", func(t *testing.T) { test(t, start(t)) })
 	t.Run("redis", func(t *testing.T) { test(t, start(t, overRedis(redistest.Start(t).Addr))) })
 }
@@ -82,6 +83,7 @@ func (d *deaf) serve(client net.Conn, target string) {
 // what it would have been told; the control without one loses the message.
 func TestARetryOfTheCallerIsRecognised(t *testing.T) {
 	everyStore(t, func(t *testing.T, f *fixture) {
+		t.Helper()
 		proxy := deafProxy(t, strings.TrimPrefix(f.url, "http://"))
 		check := func(policy, body string, headers ...string) (string, error) {
 			request, err := http.NewRequest(http.MethodPost, proxy.url+"/v1/policies/"+policy, strings.NewReader(body))
@@ -214,11 +216,13 @@ func TestBadRedis(t *testing.T) {
 	}{
 		"a name that does not resolve": {func(*testing.T) string { return "redis.invalid:6379" }, "redis.invalid:6379"},
 		"nothing listens": {func(t *testing.T) string {
+			t.Helper()
 			l := listen(t)
 			defer func() { _ = l.Close() }()
 			return l.Addr().String()
 		}, "connection refused"},
 		"an answer that takes long": {func(t *testing.T) string {
+			t.Helper()
 			slow := redistest.Start(t)
 			slow.Pause()
 			t.Cleanup(slow.Resume)
