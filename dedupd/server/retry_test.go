@@ -228,10 +228,13 @@ func TestBadRedis(t *testing.T) {
 			t.Cleanup(slow.Resume)
 			return slow.Addr
 		}, "500ms"},
-		"out of memory":    {broken("-OOM command not allowed when used memory > 'maxmemory'.\r\n"), "maxmemory"},
-		"a replica":        {broken("-READONLY You can't write against a read only replica.\r\n"), "replica"},
-		"not loaded yet":   {broken("-LOADING Redis is loading the dataset in memory\r\n"), "loading"},
-		"wants a password": {func(t *testing.T) string { return redistest.Start(t, "--requirepass", "secret").Addr }, "credentialsSecretRef"},
+		"out of memory":  {broken("-OOM command not allowed when used memory > 'maxmemory'.\r\n"), "maxmemory"},
+		"a replica":      {broken("-READONLY You can't write against a read only replica.\r\n"), "replica"},
+		"not loaded yet": {broken("-LOADING Redis is loading the dataset in memory\r\n"), "loading"},
+		"wants a password": {func(t *testing.T) string {
+			t.Helper()
+			return redistest.Start(t, "--requirepass", "secret").Addr
+		}, "credentialsSecretRef"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr := test.addr(t)
