@@ -248,6 +248,22 @@ var transitionCases = map[string]validationCase{
 	"ttl, mode and enforcement change freely": {
 		update: []change{set("spec.ttl", "2h"), claim, set("spec.enforcement", "Shadow"), set("spec.onStoreFailure", "FailOpen")},
 	},
+	"what changes no key, changes freely": {
+		update: []change{set("spec.key.onMissing", "Process"), set("spec.key.messageID.verifyContent", "true"), set("spec.key.messageID.cloudEvent", "false")},
+	},
+	"another strategy": {
+		update: []change{set("spec.key", "{strategy: ContentHash}")}, want: keyChanged,
+	},
+	"another order of the same parts": {
+		create: []change{set("spec.key", "{strategy: Composite, composite: {parts: [{header: a}, {header: b}]}}")},
+		update: []change{set("spec.key", "{strategy: Composite, composite: {parts: [{header: b}, {header: a}]}}")},
+		want:   keyChanged,
+	},
+	"more is excluded from the content": {
+		create: []change{set("spec.key", "{strategy: ContentHash, contentHash: {canonical: JSON, exclude: [$.a]}}")},
+		update: []change{set("spec.key", "{strategy: ContentHash, contentHash: {canonical: JSON, exclude: [$.a, $.b]}}")},
+		want:   keyChanged,
+	},
 	"other addresses of the same kind of store": {update: []change{addr("redis2:6379")}},
 	"the epoch goes up":                         {update: []change{set("spec.epoch", "2")}},
 	"the epoch goes down": {

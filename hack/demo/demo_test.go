@@ -64,7 +64,7 @@ func TestTheDemoLeavesNothingBehind(t *testing.T) {
 		t.Errorf("%s is still there: %v", dir, err)
 	}
 	if conn, err := net.Dial("tcp", redis); err == nil {
-		conn.Close()
+		defer conn.Close()
 		t.Errorf("redis-server still listens on %s", redis)
 	}
 }

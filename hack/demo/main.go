@@ -19,8 +19,9 @@ func main() {
 	keep := flag.Bool("keep", false, "stay up after the demo, until interrupted, so that you can apply policies of your own")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Stdout, *keep); err != nil && !errors.Is(err, context.Canceled) {
+	err := run(ctx, os.Stdout, *keep)
+	stop()
+	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
