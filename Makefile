@@ -56,7 +56,7 @@ fuzz: ## Run every fuzz target for FUZZTIME.
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Run the linters.
-	$(BIN)/golangci-lint run ./...
+	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh .ci/run; fi
 
 .PHONY: verify
