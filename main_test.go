@@ -355,15 +355,16 @@ func parse(t *testing.T, rendered []byte) manifests {
 func install(t *testing.T) (client.Client, string, manifests) {
 	t.Helper()
 	environment := &envtest.Environment{BinaryAssetsDirectory: assets(t)}
-	config, err := environment.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Before it is started: a start that fails halfway has processes to stop, too.
 	t.Cleanup(func() {
 		if err := environment.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
+	config, err := environment.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
 	admin := filepath.Join(t.TempDir(), "admin")
 	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)

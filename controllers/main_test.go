@@ -43,15 +43,16 @@ func runWithAPIServer(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	env := &envtest.Environment{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}}
-	restConfig, err = env.Start()
-	if err != nil {
-		return 1, fmt.Errorf("starting the API server: %w", err)
-	}
+	// Before it is started: a start that fails halfway has processes to stop, too.
 	defer func() {
 		if stopErr := env.Stop(); stopErr != nil && err == nil {
 			err = fmt.Errorf("stopping the API server: %w", stopErr)
 		}
 	}()
+	restConfig, err = env.Start()
+	if err != nil {
+		return 1, fmt.Errorf("starting the API server: %w", err)
+	}
 	restConfig.QPS = -1
 	if err := clientgoscheme.AddToScheme(scheme); err != nil {
 		return 1, err

@@ -161,15 +161,16 @@ func controlPlane(t *testing.T) (client.Client, *rest.Config) {
 		t.Fatal("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
 	}
 	environment := &envtest.Environment{CRDDirectoryPaths: []string{"../config/crd/bases"}, ErrorIfCRDPathMissing: true}
-	config, err := environment.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Before it is started: a start that fails halfway has processes to stop, too.
 	t.Cleanup(func() {
 		if err := environment.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
+	config, err := environment.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
 	c, err := client.New(config, client.Options{Scheme: scheme(t)})
 	if err != nil {
 		t.Fatal(err)

@@ -38,15 +38,16 @@ func runWithAPIServer(m *testing.M) (code int, err error) {
 		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
 		ErrorIfCRDPathMissing: true,
 	}
-	restConfig, err = env.Start()
-	if err != nil {
-		return 1, fmt.Errorf("starting the API server: %w", err)
-	}
+	// Before it is started: a start that fails halfway has processes to stop, too.
 	defer func() {
 		if stopErr := env.Stop(); stopErr != nil && err == nil {
 			err = fmt.Errorf("stopping the API server: %w", stopErr)
 		}
 	}()
+	restConfig, err = env.Start()
+	if err != nil {
+		return 1, fmt.Errorf("starting the API server: %w", err)
+	}
 	scheme := runtime.NewScheme()
 	if err := clientgoscheme.AddToScheme(scheme); err != nil {
 		return 1, err

@@ -77,7 +77,6 @@ func (s *stage) startControlPlane(context.Context) error {
 	s.env = &envtest.Environment{BinaryAssetsDirectory: assets}
 	config, err := s.env.Start()
 	if err != nil {
-		s.env = nil
 		return err
 	}
 	if err := v1alpha1.AddToScheme(clientgoscheme.Scheme); err != nil {
