@@ -16,6 +16,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/message"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
@@ -113,7 +114,8 @@ func parseCheckFlags(args []string, env environment) (*checkOptions, int) {
 type checker struct {
 	engine   *engine.Engine
 	store    store.Store
-	parser   messageParser
+	consumer string // of a message that names none
+	maxBody  int    // in bytes
 	complete bool
 	sum      summary
 }
@@ -133,7 +135,8 @@ func newChecker(o *checkOptions, env environment) (*checker, error) {
 	}
 	c := &checker{
 		store:    s,
-		parser:   messageParser{consumer: o.consumer, maxBody: int(o.maxBody)},
+		consumer: o.consumer,
+		maxBody:  int(o.maxBody),
 		complete: o.complete && p.Mode == v1alpha1.ModeClaim,
 		sum:      newSummary(p, o.store),
 	}
@@ -176,7 +179,7 @@ func choose(policies []*policy.Policy, name string) (*policy.Policy, error) {
 func (c *checker) run(ctx context.Context, env environment) error {
 	start := env.now()
 	// Base64 is longer than what it encodes, escapes more so, and there are headers as well.
-	in := newLineReader(env.in, 2*c.parser.maxBody+(1<<20))
+	in := newLineReader(env.in, 2*c.maxBody+(1<<20))
 	out := bufio.NewWriterSize(env.out, 64<<10)
 	for {
 		lines, readErr := in.batch()
@@ -234,7 +237,7 @@ func (c *checker) answer(ctx context.Context, lines []line) []decision {
 			continue
 		}
 		out = append(out, decision{})
-		r, err := c.parser.parse(l.text)
+		r, err := c.request(l.text)
 		if l.err != nil {
 			err = l.err
 		}
@@ -250,6 +253,25 @@ func (c *checker) answer(ctx context.Context, lines []line) []decision {
 		pending = pending[n:]
 	}
 	return out
+}
+
+// request is the message of a line.
+func (c *checker) request(text []byte) (engine.Request, error) {
+	if err := message.Validate(text); err != nil {
+		return engine.Request{}, err
+	}
+	m, err := message.Decode(text, "")
+	if err != nil {
+		return engine.Request{}, err
+	}
+	if len(m.Body) > c.maxBody {
+		return engine.Request{}, fmt.Errorf("body: %d bytes, more than --max-body (%d)", len(m.Body), c.maxBody)
+	}
+	r := engine.Request{Consumer: c.consumer, Attempt: m.Attempt, Message: m.Message}
+	if m.Consumer != nil {
+		r.Consumer = *m.Consumer
+	}
+	return r, nil
 }
 
 // pendingCheck is a message that waits for its answer.

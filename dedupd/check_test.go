@@ -140,7 +140,7 @@ func TestALineThatIsNotUTF8IsAnError(t *testing.T) {
 	in := strings.NewReader("{\"headers\":{\"id\":\"\xff\"}}\n\ufeff\n")
 	var out bytes.Buffer
 	run([]string{"check", "-f", policyFile(t, headerPolicy)}, environment{in: in, out: &out, err: io.Discard, now: fixedClock})
-	if want := "byte 19 is not UTF-8"; !strings.Contains(out.String(), want) {
+	if want := "at offset 18: not UTF-8"; !strings.Contains(out.String(), want) {
 		t.Errorf("%q, want %q in it", out.String(), want)
 	}
 }
@@ -187,9 +187,9 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	p := messageParser{consumer: "check", maxBody: 64}
+	p := checker{consumer: "check", maxBody: 64}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		r, err := p.parse(text)
+		r, err := p.request(text)
 		if err != nil {
 			if err.Error() == "" {
 				t.Error("an error without a message")

@@ -343,26 +343,22 @@ func TestTheObserverIsTold(t *testing.T) {
 	c := newClock()
 	var told []string
 	inner := memory.New(memory.Options{MaxEntries: 10, Now: c.now})
-	slow := storeFunc(func(ctx context.Context, ops []store.Op, results []store.Result) {
-		c.step(3 * time.Millisecond)
+	halfFull := storeFunc(func(ctx context.Context, ops []store.Op, results []store.Result) {
 		inner.Apply(ctx, ops, results)
 		if len(ops) == 2 {
 			results[1] = store.Result{Err: store.ErrFull}
 		}
 	})
-	e := engine.New(compile(t, claimMode), slow, engine.Options{Now: c.now, Observe: engine.Observer{
+	e := engine.New(compile(t, claimMode), halfFull, engine.Options{Now: c.now, Observe: engine.Observer{
 		Checked: func(a *engine.Answer) { told = append(told, "checked "+outcomes([]engine.Answer{*a})) },
 		Settled: func(verb store.Verb, err error) { told = append(told, fmt.Sprint("settled ", verb, err)) },
-		Stored: func(ops, failed int, took time.Duration) {
-			told = append(told, fmt.Sprint("stored ", ops, failed, took))
-		},
 	}})
 	answers := e.Check(t.Context(), []engine.Request{message("a"), message("b"), message("")})
 	settle(t, e, store.Complete, answers[0])
 	settle(t, e, store.Complete, engine.Answer{Key: "a", Token: engine.NoClaim})
 	want := []string{
-		"stored 2 1 3ms", "checked FRESH", "checked UNAVAILABLE", "checked KEY_MISSING",
-		"stored 1 0 3ms", fmt.Sprint("settled ", store.Complete, nil),
+		"checked FRESH", "checked UNAVAILABLE", "checked KEY_MISSING",
+		fmt.Sprint("settled ", store.Complete, nil),
 	}
 	if diff := cmp.Diff(want, told); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)

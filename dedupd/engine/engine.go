@@ -77,7 +77,7 @@ type Options struct {
 	// Timeout bounds each call of the store. Zero: DefaultTimeout.
 	Timeout time.Duration
 
-	// Now is the clock for latencies and ages; decisions go by the store's. Required.
+	// Now is the clock for the ages of duplicates; decisions go by the store's. Required.
 	Now func() time.Time
 
 	// Observe is told what happens. Optional.
@@ -99,10 +99,6 @@ type Observer struct {
 
 	// Settled is called with each operation of Settle that had a claim, and its error.
 	Settled func(verb store.Verb, err error)
-
-	// Stored is called after each call of the store: how many operations it had, how many of
-	// them failed, and how long it took.
-	Stored func(ops, failed int, took time.Duration)
 }
 
 // Engine decides for one policy. It is safe for concurrent use.
@@ -138,17 +134,7 @@ func (e *Engine) apply(ctx context.Context, ops []store.Op) ([]store.Result, err
 	}
 	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.timeout)
 	defer cancel()
-	start := e.now()
 	e.store.Apply(own, ops, results)
-	if e.observe.Stored != nil {
-		failed := 0
-		for i := range results {
-			if results[i].Err != nil {
-				failed++
-			}
-		}
-		e.observe.Stored(len(ops), failed, e.now().Sub(start))
-	}
 	if ctx.Err() != nil {
 		return results, indeterminate(ctx)
 	}

@@ -30,7 +30,7 @@ func NewMapHeaders(m map[string]string) (MapHeaders, error) {
 	for name, value := range m {
 		lower := strings.ToLower(name)
 		if _, ok := h[lower]; ok {
-			return nil, fmt.Errorf("headers: %q is given more than once (names are compared without case); send it once", lower)
+			return nil, fmt.Errorf("%q is given more than once (names are compared without case); send it once", lower)
 		}
 		h[lower] = value
 	}

@@ -20,8 +20,12 @@ import (
 )
 
 // Connections that say nothing are asked after a minute whether they live, so that a holder
-// whose node vanished does not hold memory for hours.
-var keepaliveParams = keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}
+// whose node vanished does not hold memory for hours. After five minutes, give or take a tenth,
+// the caller is asked to connect anew: through a Service a connection stays with one replica, and
+// one that was added later would get no load. Calls and streams that are open run on.
+var keepaliveParams = keepalive.ServerParameters{
+	Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionAge: 5 * time.Minute,
+}
 
 // Callers may ask back, also while they have no call open, but not more than every ten seconds.
 var keepalivePolicy = keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}
@@ -75,7 +79,7 @@ func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb
 	for i, m := range in.GetMessages() {
 		request, err := g.request(m.GetMessage(), fmt.Sprintf("messages[%d].message", i))
 		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
-		messages[i] = batchMessage{request, err}
+		messages[i] = batchMessage{request: request, err: err}
 	}
 	answers, err := g.checkBatch(ctx, in.GetPolicy(), messages)
 	if err != nil {

@@ -220,16 +220,16 @@ func TestHTTPBadInput(t *testing.T) {
 			status: 413, code: "TOO_LARGE", field: "messages", says: "more than 3",
 		},
 		"a batch that is malformed": {
-			path: batch, body: `{"messages":[}`, status: 400, code: "INVALID_ARGUMENT", says: "body at offset 13",
+			path: batch, body: `{"messages":[}`, status: 400, code: "INVALID_ARGUMENT", says: "at offset 13",
 		},
 		"a batch with text behind it": {
-			path: batch, body: `{"messages":[]} x`, status: 400, code: "INVALID_ARGUMENT", says: "body at offset 16",
+			path: batch, body: `{"messages":[]} x`, status: 400, code: "INVALID_ARGUMENT", says: "at offset 16",
 		},
 		"a batch that is no object": {
 			path: batch, body: `[]`, status: 400, code: "INVALID_ARGUMENT", field: "body", says: "want an object, got an array",
 		},
 		"a batch that is empty": {
-			path: batch, body: ``, status: 400, code: "INVALID_ARGUMENT", says: "body at offset 0",
+			path: batch, body: ``, status: 400, code: "INVALID_ARGUMENT", says: "at offset 0",
 		},
 		"a batch without messages": {
 			path: batch, body: `{"consumer":"a"}`, status: 400, code: "INVALID_ARGUMENT", field: "messages", says: "absent",
@@ -271,7 +271,7 @@ func TestHTTPBadInput(t *testing.T) {
 		},
 		"a batch that is not UTF-8": {
 			path: batch, body: "{\"messages\":[{\"headers\":{\"message-id\":\"\xff\"}}]}",
-			status: 400, code: "INVALID_ARGUMENT", says: "body at offset 39: not UTF-8",
+			status: 400, code: "INVALID_ARGUMENT", says: "at offset 39: not UTF-8",
 		},
 		"a body that is not base64": {
 			path: batch, body: `{"messages":[{"bodyBase64":"a"}]}`,

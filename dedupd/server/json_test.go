@@ -33,6 +33,18 @@ func TestDecodeBatchKeepsBodiesByteForByte(t *testing.T) {
 	}
 }
 
+func TestDecodeBatchLetsAMessageNameItsConsumer(t *testing.T) {
+	b, err := decodeBatch([]byte(`{"consumer":"all","messages":[{},{"consumer":"own"},{"consumer":""}]}`), generous)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"all", "own", ""} {
+		if got := b.messages[i].request.Consumer; got != want {
+			t.Errorf("message %d is for %q, want %q", i, got, want)
+		}
+	}
+}
+
 // FuzzDecodeBatch holds the decoder to encoding/json: it panics on nothing, it accepts only
 // what encoding/json accepts under the same names, and then it reads the same.
 func FuzzDecodeBatch(f *testing.F) {
@@ -64,6 +76,7 @@ func FuzzDecodeBatch(f *testing.F) {
 				BodyText   *string           `json:"bodyText"`
 				BodyBase64 []byte            `json:"bodyBase64"`
 				Attempt    string            `json:"attempt"`
+				Consumer   *string           `json:"consumer"`
 			} `json:"messages"`
 		}
 		decoder := json.NewDecoder(bytes.NewReader(data))

@@ -150,7 +150,7 @@ func (g *grpcAPI) flight(ctx context.Context, batch []*pb.CheckStreamRequest) []
 			request, err := g.request(in.Check.GetMessage(), "check.message")
 			request.Consumer, request.Attempt = in.Check.GetConsumer(), in.Check.GetAttempt()
 			f := to(in.Check.GetPolicy())
-			f.checkIDs, f.checks = append(f.checkIDs, r.GetId()), append(f.checks, batchMessage{request, err})
+			f.checkIDs, f.checks = append(f.checkIDs, r.GetId()), append(f.checks, batchMessage{request: request, err: err})
 		case *pb.CheckStreamRequest_Settle:
 			op, err := settleOp(in.Settle.GetSettle(), "settle.settle")
 			if err != nil {

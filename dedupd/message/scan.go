@@ -1,11 +1,11 @@
-package server
+package message
 
 import (
 	"bytes"
 	"fmt"
 )
 
-// A walk over a JSON text that checkJSON has passed. Nothing here checks syntax again: an
+// A walk over a JSON text that Validate has passed. Nothing here checks syntax again: an
 // index runs out of range only if that promise is broken.
 
 func kindOf(data []byte) string {
@@ -25,20 +25,20 @@ func kindOf(data []byte) string {
 	}
 }
 
-// eachMember calls f for each member of the object in data, which is valid JSON. path is
-// where the object stands, for errors.
-func eachMember(data []byte, path string, f func(name string, value []byte) error) error {
+// EachMember calls f for each member of the object in data, which Validate has passed. path is
+// where the object stands, for errors. Two members of one name are an error.
+func EachMember(data []byte, path string, f func(name string, value []byte) error) error {
 	data = bytes.Trim(data, jsonSpace)
 	if data[0] != '{' {
 		if path == "" {
-			path = "body"
+			return invalid("body", "want an object, got %s", kindOf(data))
 		}
 		return invalid(path, "%s: want an object, got %s", path, kindOf(data))
 	}
 	seen := map[string]bool{}
 	for i := next(data, 1); data[i] != '}'; {
 		end := skip(data, i)
-		name, err := decodeString(data[i:end], join(path, string(data[i:end])))
+		name, err := String(data[i:end], join(path, string(data[i:end])))
 		if err != nil {
 			return err
 		}
@@ -58,8 +58,8 @@ func eachMember(data []byte, path string, f func(name string, value []byte) erro
 	return nil
 }
 
-// eachElement calls f for each element of the array in data, which is valid JSON.
-func eachElement(data []byte, path string, f func(path string, value []byte) error) error {
+// EachElement calls f for each element of the array in data, which Validate has passed.
+func EachElement(data []byte, path string, f func(path string, value []byte) error) error {
 	if data[0] != '[' {
 		return invalid(path, "%s: want an array, got %s", path, kindOf(data))
 	}
