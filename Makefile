@@ -27,7 +27,7 @@ build: ## Build bin/manager and bin/dedupd.
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
 
 .PHONY: build-installer
-build-installer: manifests ## Write dist/install.yaml: everything a cluster needs, with the image IMG.
+build-installer: ## Write dist/install.yaml: everything a cluster needs, with the image IMG.
 	@assets=$$(hack/setup.sh) && mkdir -p dist && \
 		"$$assets/kubectl" kustomize config/default | sed 's|controller:latest|$(IMG)|g' > dist/install.yaml
 	@echo "dist/install.yaml with the image $(IMG)"

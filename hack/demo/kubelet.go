@@ -212,6 +212,12 @@ func (k *kubelet) reportPod(ctx context.Context, key types.NamespacedName, ip st
 	pod.Status.Phase = corev1.PodRunning
 	pod.Status.PodIP = ip
 	pod.Status.PodIPs = []corev1.PodIP{{IP: ip}}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name:  pod.Spec.Containers[0].Name,
+		Image: pod.Spec.Containers[0].Image,
+		Ready: ready,
+		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+	}}
 	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()}}
 	return k.stage.api.Status().Update(ctx, &pod)
 }
