@@ -46,7 +46,7 @@ type check struct {
 
 func checks() []check {
 	var all []check
-	for _, group := range [][]check{markChecks, claimChecks, settleChecks, modeChecks, batchChecks, raceChecks, modelChecks} {
+	for _, group := range [][]check{markChecks, claimChecks, settleChecks, modeChecks, batchChecks, raceChecks, modelChecks, linearChecks} {
 		all = append(all, group...)
 	}
 	return all

@@ -293,6 +293,37 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 			},
 			"of 64 attempts at once on a new key exactly one is granted",
 		},
+		"a replica that answers from a copy until somebody writes": {
+			func(f *fake) {
+				copies, asked := map[string]*store.Entry{}, 0
+				f.apply = func(f *fake, ops []store.Op, results []store.Result) {
+					for i, op := range ops {
+						if asked++; asked%5 != 0 || op.Verb != store.Lookup {
+							copies[op.Key] = f.entries[op.Key]
+							results[i] = f.one(op)
+							continue
+						}
+						_, results[i] = f.transition(copies[op.Key], op, f.now)
+					}
+				}
+			},
+			"concurrent histories are linearizable, each key by store.Transition",
+		},
+		"a settlement that is acknowledged and lost, once in a while": {
+			func(f *fake) {
+				settled := 0
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					next, r := store.Transition(prev, op, now)
+					if next != prev && (op.Verb == store.Complete || op.Verb == store.Release) {
+						if settled++; settled%8 == 0 {
+							return prev, r
+						}
+					}
+					return next, r
+				}
+			},
+			"concurrent histories are linearizable, each key by store.Transition",
+		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
