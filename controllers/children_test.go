@@ -35,7 +35,7 @@ func inMemory(s *v1alpha1.DedupPolicySpec) {
 func everythingSet(s *v1alpha1.DedupPolicySpec) {
 	seconds := int64(30)
 	s.Store.Redis.CredentialsSecretRef = &v1alpha1.SecretRef{Name: "auth"}
-	s.Store.Redis.TLS = &v1alpha1.RedisTLS{CASecretRef: &v1alpha1.SecretRef{Name: "ca"}, ClientSecretRef: &v1alpha1.SecretRef{Name: "client"}}
+	s.Store.Redis.TLS = &v1alpha1.StoreTLS{CASecretRef: &v1alpha1.SecretRef{Name: "ca"}, ClientSecretRef: &v1alpha1.SecretRef{Name: "client"}}
 	n := int32(3)
 	s.Deployment = &v1alpha1.DeploymentSpec{
 		Replicas: &n,

@@ -24,6 +24,9 @@ func TestAPIServerAndSetDefaultsFillInTheSame(t *testing.T) {
 		"an empty claim":           {claim, set("spec.claim", "{}")},
 		"an empty content hash":    {hash("{}")},
 		"a memory store":           {memory},
+		"a PostgreSQL store":       {postgres},
+		"an empty dense":           {dense, set("spec.store.redis.dense", "{}")},
+		"a durability":             {redis("{addresses: ['a:1'], durability: {replicas: 1}}")},
 		"an empty deployment":      {set("spec.deployment", "{}")},
 		"autoscaling":              {set("spec.deployment", "{autoscaling: {maxReplicas: 5}}")},
 		"everything said": {

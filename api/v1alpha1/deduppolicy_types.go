@@ -49,11 +49,15 @@ type DedupPolicyList struct {
 // +kubebuilder:validation:XValidation:rule="self.mode != 'Claim' || duration(has(self.claim) && has(self.claim.lease) ? self.claim.lease : '30s') < duration(self.ttl)",message="claim.lease: must be shorter than ttl, so that a claim's record outlives its lease (the default lease is 30s)"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.replicas) || self.deployment.replicas == 1",message="deployment.replicas: must be 1 with store.memory, whose marks live in a single process; use store.redis for more replicas"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.autoscaling)",message="deployment.autoscaling: not with store.memory, whose marks live in a single process; use store.redis"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || self.mode == 'Mark'",message="mode: must be Mark with store.redis.keyFormat: Dense, whose records hold no claims; use Readable or Compact for mode: Claim"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || !has(self.key.messageID) || !has(self.key.messageID.verifyContent) || !self.key.messageID.verifyContent",message="key.messageID.verifyContent: not with store.redis.keyFormat: Dense, whose records hold no digest of the content; use Readable or Compact"
 // +kubebuilder:validation:XValidation:rule="self.epoch >= oldSelf.epoch",message="epoch: never goes down, or marks of an earlier key space would be taken for marks of this one"
 // +kubebuilder:validation:XValidation:rule="(self.key.strategy == oldSelf.key.strategy && (!has(self.key.messageID) || (has(self.key.messageID.header) == has(oldSelf.key.messageID.header) && (!has(self.key.messageID.header) || self.key.messageID.header == oldSelf.key.messageID.header) && has(self.key.messageID.jsonPath) == has(oldSelf.key.messageID.jsonPath) && (!has(self.key.messageID.jsonPath) || self.key.messageID.jsonPath == oldSelf.key.messageID.jsonPath))) && has(self.key.contentHash) == has(oldSelf.key.contentHash) && (!has(self.key.contentHash) || self.key.contentHash == oldSelf.key.contentHash) && (!has(self.key.composite) || self.key.composite == oldSelf.key.composite)) || self.epoch > oldSelf.epoch",message="key: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
 // +kubebuilder:validation:XValidation:rule="self.scope == oldSelf.scope || self.epoch > oldSelf.epoch",message="scope: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
 // +kubebuilder:validation:XValidation:rule="(has(self.store.redis) == has(oldSelf.store.redis) && has(self.store.postgres) == has(oldSelf.store.postgres) && has(self.store.memory) == has(oldSelf.store.memory)) || self.epoch > oldSelf.epoch",message="store: another kind of store starts with an empty history; to accept that, raise epoch in the same change"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || !has(oldSelf.store.redis) || (self.store.redis.keyPrefix == oldSelf.store.redis.keyPrefix && self.store.redis.keyFormat == oldSelf.store.redis.keyFormat) || self.epoch > oldSelf.epoch",message="store.redis.keyPrefix, store.redis.keyFormat: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || !has(oldSelf.store.redis) || (has(self.store.redis.dense) == has(oldSelf.store.redis.dense) && (!has(self.store.redis.dense) || self.store.redis.dense == oldSelf.store.redis.dense)) || self.epoch > oldSelf.epoch",message="store.redis.dense: another number of expected messages lays the keys out anew, which makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || self.ttl == oldSelf.ttl || self.epoch > oldSelf.epoch",message="ttl: with store.redis.keyFormat: Dense the buckets are as long as ttl, so that another ttl makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
 type DedupPolicySpec struct {
 	// How a message becomes the key by which it is recognised.
 	// +required
@@ -339,13 +343,12 @@ type ClaimSpec struct {
 // StoreSpec says where messages are remembered. Exactly one member.
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.redis) ? 1 : 0) + (has(self.postgres) ? 1 : 0) + (has(self.memory) ? 1 : 0) == 1",message="store: exactly one of redis, postgres or memory"
-// +kubebuilder:validation:XValidation:rule="!has(self.postgres)",message="store.postgres: reserved, not available yet; use store.redis"
 type StoreSpec struct {
 	// A Redis (7.0 or newer) or Valkey (7.2 or newer) server.
 	// +optional
 	Redis *RedisStore `json:"redis,omitempty"`
 
-	// Reserved for a PostgreSQL store; not available yet.
+	// A PostgreSQL server (13 or newer): nothing that it acknowledged is lost at a restart.
 	// +optional
 	Postgres *PostgresStore `json:"postgres,omitempty"`
 
@@ -368,17 +371,19 @@ const (
 
 // KeyFormat is the form of the keys in the store.
 //
-// +kubebuilder:validation:Enum=Readable;Compact
+// +kubebuilder:validation:Enum=Readable;Compact;Dense
 type KeyFormat string
 
 // The key formats.
 const (
 	KeyReadable KeyFormat = "Readable"
 	KeyCompact  KeyFormat = "Compact"
+	KeyDense    KeyFormat = "Dense"
 )
 
 // RedisStore is a Redis or Valkey server.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.dense) || self.keyFormat == 'Dense'",message="redis.dense: only with keyFormat: Dense"
 // +kubebuilder:validation:XValidation:rule="(self.mode == 'Sentinel') == has(self.masterName)",message="redis.masterName: with mode: Sentinel, and only then, the name under which the sentinels know the master"
 // +kubebuilder:validation:XValidation:rule="self.mode != 'Standalone' || size(self.addresses) == 1",message="redis.addresses: exactly one with mode: Standalone; several name the nodes of mode: Cluster or the sentinels of mode: Sentinel"
 type RedisStore struct {
@@ -409,7 +414,12 @@ type RedisStore struct {
 
 	// Speaks TLS to the server. An empty object uses the system's certificate authorities.
 	// +optional
-	TLS *RedisTLS `json:"tls,omitempty"`
+	TLS *StoreTLS `json:"tls,omitempty"`
+
+	// Waits for replicas before a message is FRESH. Without it a failover may lose the latest
+	// marks, whose messages then pass once more.
+	// +optional
+	Durability *RedisDurability `json:"durability,omitempty"`
 
 	// What every stored key starts with. Default dedup:<namespace>:<policy>:
 	// +optional
@@ -419,9 +429,45 @@ type RedisStore struct {
 	KeyPrefix string `json:"keyPrefix"`
 
 	// Readable: keys that redis-cli can find. Compact: 16 bytes of SHA-256, for less memory.
+	// Dense: many messages share a Redis hash, for many millions of messages in mode Mark; a
+	// message is then remembered for at least ttl and less than twice of it.
 	// +optional
 	// +kubebuilder:default=Readable
 	KeyFormat KeyFormat `json:"keyFormat,omitempty"`
+
+	// Settings of keyFormat Dense.
+	// +optional
+	Dense *RedisDense `json:"dense,omitempty"`
+}
+
+// RedisDurability says how many replicas have to have a mark before its message is FRESH.
+type RedisDurability struct {
+	// How many replicas, beside the primary, acknowledge each mark, claim and completion. Fewer
+	// than the server has.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=5
+	Replicas int32 `json:"replicas"`
+
+	// How long to wait for them. What then lacks acknowledgements is as if the store had not
+	// answered, see onStoreFailure. At least 1ms, at most 500ms.
+	// +optional
+	// +kubebuilder:default="50ms"
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms') && duration(self) <= duration('500ms')",message="durability.timeout: between 1ms and 500ms"
+	Timeout Duration `json:"timeout,omitempty"`
+}
+
+// RedisDense are the settings of keyFormat Dense.
+type RedisDense struct {
+	// How many messages are expected within one ttl. It decides how many hashes share them:
+	// with more messages than that the hashes need more memory, and stay exact.
+	// +optional
+	// +kubebuilder:default=1000000
+	// +kubebuilder:validation:Minimum=1000
+	// +kubebuilder:validation:Maximum=10000000000
+	ExpectedMessages int64 `json:"expectedMessages,omitempty"`
 }
 
 // SecretRef names a Secret of the policy's namespace.
@@ -434,8 +480,8 @@ type SecretRef struct {
 	Name string `json:"name"`
 }
 
-// RedisTLS says how the server is verified and how dedupd identifies itself.
-type RedisTLS struct {
+// StoreTLS says how the server is verified and how dedupd identifies itself.
+type StoreTLS struct {
 	// A Secret with the key ca.crt: the authorities that may sign the server's certificate.
 	// +optional
 	CASecretRef *SecretRef `json:"caSecretRef,omitempty"`
@@ -450,8 +496,42 @@ type RedisTLS struct {
 	ServerName string `json:"serverName,omitempty"`
 }
 
-// PostgresStore is reserved for a PostgreSQL store.
-type PostgresStore struct{}
+// PostgresStore is a PostgreSQL server.
+type PostgresStore struct {
+	// host:port of the server. Of several, which are tried in order, the one that takes writes
+	// is used.
+	// +required
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:MinLength=3
+	// +kubebuilder:validation:items:MaxLength=260
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^([A-Za-z0-9._-]+|\\\\[[0-9A-Fa-f:.]+\\\\]):[0-9]{1,5}$') && int(self.substring(self.lastIndexOf(':') + 1)) >= 1 && int(self.substring(self.lastIndexOf(':') + 1)) <= 65535",message="postgres.addresses: host:port with a port from 1 to 65535, such as postgres.shop.svc:5432; no scheme"
+	Addresses []string `json:"addresses"`
+
+	// The name of the database, which has to exist.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[!-~]+$`
+	Database string `json:"database"`
+
+	// The schema of dedupd's tables. dedupd makes and migrates both; policies may share them.
+	// +optional
+	// +kubebuilder:default=dedupd
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z_][a-z0-9_]*$`
+	Schema string `json:"schema,omitempty"`
+
+	// A Secret of this namespace with the keys username and password.
+	// +required
+	CredentialsSecretRef SecretRef `json:"credentialsSecretRef"`
+
+	// Speaks TLS to the server. An empty object uses the system's certificate authorities.
+	// +optional
+	TLS *StoreTLS `json:"tls,omitempty"`
+}
 
 // MemoryStore keeps everything in the one dedupd process.
 type MemoryStore struct {
@@ -545,7 +625,7 @@ type DedupPolicyStatus struct {
 	// +optional
 	Endpoint string `json:"endpoint,omitempty"`
 
-	// The kind of the store, for the printer column: Redis or Memory.
+	// The kind of the store, for the printer column: Redis, Postgres or Memory.
 	// +optional
 	Store string `json:"store,omitempty"`
 

@@ -19,6 +19,15 @@ func SetDefaults(p *DedupPolicy) {
 	if r := s.Store.Redis; r != nil {
 		setDefault(&r.Mode, RedisStandalone)
 		setDefault(&r.KeyFormat, KeyReadable)
+		if d := r.Durability; d != nil {
+			setDefault(&d.Timeout, DefaultDurabilityTimeout)
+		}
+		if d := r.Dense; d != nil {
+			setDefault(&d.ExpectedMessages, DefaultExpectedMessages)
+		}
+	}
+	if pg := s.Store.Postgres; pg != nil {
+		setDefault(&pg.Schema, "dedupd")
 	}
 	if m := s.Store.Memory; m != nil {
 		setDefault(&m.MaxEntries, 1_000_000)
@@ -31,6 +40,13 @@ func SetDefaults(p *DedupPolicy) {
 
 // DefaultLease is the lease of mode Claim where spec.claim is absent.
 const DefaultLease Duration = "30s"
+
+// DefaultDurabilityTimeout is how long replicas have where store.redis.durability does not say.
+const DefaultDurabilityTimeout Duration = "50ms"
+
+// DefaultExpectedMessages is how many messages keyFormat Dense is laid out for where
+// store.redis.dense does not say.
+const DefaultExpectedMessages int64 = 1_000_000
 
 func setDefault[T comparable](field *T, value T) {
 	var unset T

@@ -38,7 +38,10 @@ const (
 	badHeader      = "header: letters, digits and any of"
 	badPath        = "jsonPath: a singular query of RFC 9535"
 	oneStore       = "store: exactly one of redis, postgres or memory"
-	noPostgres     = "store.postgres: reserved, not available yet; use store.redis"
+	denseMark      = "mode: must be Mark with store.redis.keyFormat: Dense"
+	denseVerify    = "key.messageID.verifyContent: not with store.redis.keyFormat: Dense"
+	denseLayout    = "store.redis.dense: another number of expected messages lays the keys out anew"
+	denseTTL       = "ttl: with store.redis.keyFormat: Dense the buckets are as long as ttl"
 	masterName     = "redis.masterName: with mode: Sentinel, and only then"
 	oneAddress     = "redis.addresses: exactly one with mode: Standalone"
 	badAddress     = "redis.addresses: host:port with a port from 1 to 65535"
@@ -59,6 +62,7 @@ const (
 var (
 	claim     = set("spec.mode", "Claim")
 	memory    = set("spec.store", "{memory: {}}")
+	postgres  = set("spec.store", "{postgres: {addresses: ['pg:5432'], database: dedup, credentialsSecretRef: {name: pg}}}")
 	hash      = func(member string) change { return set("spec.key", "{strategy: ContentHash, contentHash: "+member+"}") }
 	composite = func(parts string) change {
 		return set("spec.key", "{strategy: Composite, composite: {parts: "+parts+"}}")
@@ -66,6 +70,7 @@ var (
 	header = func(name string) change { return setRaw("spec.key.messageID", map[string]any{"header": name}) }
 	path   = func(query string) change { return setRaw("spec.key.messageID", map[string]any{"jsonPath": query}) }
 	redis  = func(member string) change { return set("spec.store.redis", member) }
+	dense  = redis("{addresses: ['a:1'], keyFormat: Dense}")
 	addr   = func(a string) change { return setRaw("spec.store.redis.addresses", []any{a}) }
 )
 
@@ -106,7 +111,7 @@ var specCases = map[string]validationCase{
 	"an unknown strategy":     {create: []change{set("spec.key", "{strategy: Bloom}")}, want: `supported values: "MessageID", "ContentHash", "Composite"`},
 	"an unknown canonical":    {create: []change{hash("{canonical: XML}")}, want: `supported values: "None", "JSON"`},
 	"an unknown redis mode":   {create: []change{redis("{mode: Ring, addresses: ['a:1']}")}, want: `supported values: "Standalone", "Sentinel", "Cluster"`},
-	"an unknown key format":   {create: []change{redis("{keyFormat: Hex, addresses: ['a:1']}")}, want: `supported values: "Readable", "Compact"`},
+	"an unknown key format":   {create: []change{redis("{keyFormat: Hex, addresses: ['a:1']}")}, want: `supported values: "Readable", "Compact", "Dense"`},
 	"the highest epoch":       {create: []change{set("spec.epoch", "1000000")}},
 	"an epoch too high":       {create: []change{set("spec.epoch", "1000001")}, want: "should be less than or equal to 1000000"},
 	"an epoch of zero":        {create: []change{set("spec.epoch", "0")}, want: "should be greater than or equal to 1"},
@@ -166,7 +171,16 @@ var keyCases = map[string]validationCase{
 var storeCases = map[string]validationCase{
 	"no store":                       {create: []change{set("spec.store", "{}")}, want: oneStore},
 	"two stores":                     {create: []change{set("spec.store.memory", "{}")}, want: oneStore},
-	"postgres":                       {create: []change{set("spec.store", "{postgres: {}}")}, want: noPostgres},
+	"postgres":                       {create: []change{postgres}},
+	"postgres without a database":    {create: []change{postgres, without("spec.store.postgres.database")}, want: "spec.store.postgres.database: Required value"},
+	"postgres without credentials":   {create: []change{postgres, without("spec.store.postgres.credentialsSecretRef")}, want: "spec.store.postgres.credentialsSecretRef: Required value"},
+	"postgres with a scheme":         {create: []change{postgres, set("spec.store.postgres.addresses", "['postgres://pg:5432']")}, want: "postgres.addresses: host:port with a port from 1 to 65535"},
+	"a durability without replicas":  {create: []change{redis("{addresses: ['a:1'], durability: {timeout: 50ms}}")}, want: "durability.replicas: Required value"},
+	"a durability that waits long":   {create: []change{redis("{addresses: ['a:1'], durability: {replicas: 1, timeout: 1s}}")}, want: "durability.timeout: between 1ms and 500ms"},
+	"dense with mode Mark":           {create: []change{dense}},
+	"dense with mode Claim":          {create: []change{dense, claim}, want: denseMark},
+	"dense with verified content":    {create: []change{dense, set("spec.key.messageID.verifyContent", "true")}, want: denseVerify},
+	"settings of dense without it":   {create: []change{redis("{addresses: ['a:1'], dense: {expectedMessages: 5000}}")}, want: "redis.dense: only with keyFormat: Dense"},
 	"memory":                         {create: []change{memory}},
 	"memory with one replica":        {create: []change{memory, set("spec.deployment", "{replicas: 1}")}},
 	"memory with two replicas":       {create: []change{memory, set("spec.deployment", "{replicas: 2}")}, want: oneReplica},
@@ -283,9 +297,14 @@ var transitionCases = map[string]validationCase{
 		create: []change{set("spec.store.redis.keyPrefix", "'x:'")}, update: []change{without("spec.store.redis.keyPrefix")},
 		want: keyspaceChange,
 	},
-	"another key format":                {update: []change{set("spec.store.redis.keyFormat", "Compact")}, want: keyspaceChange},
-	"another key format in a new epoch": {update: []change{set("spec.store.redis.keyFormat", "Compact"), set("spec.epoch", "2")}},
-	"a default written out":             {update: []change{set("spec.store.redis.keyFormat", "Readable"), set("spec.epoch", "1")}},
+	"another ttl of dense":                {create: []change{dense}, update: []change{set("spec.ttl", "2h")}, want: denseTTL},
+	"another ttl of dense in a new epoch": {create: []change{dense}, update: []change{set("spec.ttl", "2h"), set("spec.epoch", "2")}},
+	"another size of dense":               {create: []change{dense}, update: []change{set("spec.store.redis.dense", "{expectedMessages: 5000}")}, want: denseLayout},
+	"another durability":                  {update: []change{set("spec.store.redis.durability", "{replicas: 1}")}},
+	"another database":                    {create: []change{postgres}, update: []change{set("spec.store.postgres.database", "other")}},
+	"another key format":                  {update: []change{set("spec.store.redis.keyFormat", "Compact")}, want: keyspaceChange},
+	"another key format in a new epoch":   {update: []change{set("spec.store.redis.keyFormat", "Compact"), set("spec.epoch", "2")}},
+	"a default written out":               {update: []change{set("spec.store.redis.keyFormat", "Readable"), set("spec.epoch", "1")}},
 }
 
 func TestAPIServerHoldsPoliciesToTheRules(t *testing.T) {

@@ -32,7 +32,7 @@ func policy(changes ...func(*v1alpha1.DedupPolicy)) *v1alpha1.DedupPolicy {
 func withSecrets(credentials, ca, client string) func(*v1alpha1.DedupPolicy) {
 	return func(p *v1alpha1.DedupPolicy) {
 		p.Spec.Store.Redis.CredentialsSecretRef = &v1alpha1.SecretRef{Name: credentials}
-		p.Spec.Store.Redis.TLS = &v1alpha1.RedisTLS{
+		p.Spec.Store.Redis.TLS = &v1alpha1.StoreTLS{
 			CASecretRef: &v1alpha1.SecretRef{Name: ca}, ClientSecretRef: &v1alpha1.SecretRef{Name: client},
 		}
 	}
@@ -49,7 +49,7 @@ func TestEachSecretIsMountedOnceUnderItsName(t *testing.T) {
 		"the authority and the client share": {policy(withSecrets("auth", "tls", "tls")), []string{"auth", "tls"}},
 		"the longest name a secret can have": {policy(withSecrets(long, "ca", "ca")), []string{long, "ca"}},
 		"TLS with the system's authorities": {policy(func(p *v1alpha1.DedupPolicy) {
-			p.Spec.Store.Redis.TLS = &v1alpha1.RedisTLS{}
+			p.Spec.Store.Redis.TLS = &v1alpha1.StoreTLS{}
 		}), nil},
 		"a memory store": {policy(func(p *v1alpha1.DedupPolicy) {
 			p.Spec.Store = v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}}

@@ -226,8 +226,9 @@ func TestHashStoreSeesSettingsAndNotDefaults(t *testing.T) {
 	for name, mod := range map[string]func(*v1alpha1.RedisStore){
 		"address":     func(r *v1alpha1.RedisStore) { r.Addresses = []string{"b:1"} },
 		"credentials": func(r *v1alpha1.RedisStore) { r.CredentialsSecretRef = &v1alpha1.SecretRef{Name: "s"} },
-		"tls":         func(r *v1alpha1.RedisStore) { r.TLS = &v1alpha1.RedisTLS{} },
+		"tls":         func(r *v1alpha1.RedisStore) { r.TLS = &v1alpha1.StoreTLS{} },
 		"keyFormat":   func(r *v1alpha1.RedisStore) { r.KeyFormat = v1alpha1.KeyCompact },
+		"durability":  func(r *v1alpha1.RedisStore) { r.Durability = &v1alpha1.RedisDurability{Replicas: 1} },
 	} {
 		s := *bare.DeepCopy()
 		mod(s.Redis)
@@ -252,7 +253,7 @@ func TestThePatternsAreThoseOfTheCRD(t *testing.T) {
 	}
 	texts := validations(crd)
 	celString := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
-	for _, p := range []*regexp.Regexp{namePattern, durationPattern, headerPattern, pathPattern, addressPattern, prefixPattern, secretPattern} {
+	for _, p := range []*regexp.Regexp{namePattern, durationPattern, headerPattern, pathPattern, addressPattern, prefixPattern, databasePattern, schemaPattern, secretPattern} {
 		// As it is in `pattern` and in a raw string of CEL, or as a plain string of CEL has it.
 		if !slices.ContainsFunc(texts, func(text string) bool {
 			return strings.Contains(text, p.String()) || strings.Contains(text, celString.Replace(p.String()))

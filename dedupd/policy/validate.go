@@ -119,6 +119,7 @@ func (c *checker) spec(s *v1alpha1.DedupPolicySpec) {
 	c.upTo(at.Child("epoch"), s.Epoch, 1_000_000)
 	c.times(at, s)
 	c.store(at.Child("store"), &s.Store)
+	c.dense(at, s)
 	if s.Deployment != nil {
 		c.deployment(at.Child("deployment"), s.Deployment, s.Store.Memory != nil)
 	}

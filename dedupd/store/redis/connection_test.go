@@ -169,7 +169,7 @@ func TestTLS(t *testing.T) {
 			}
 			s := newStore(t, test.addr, within(2*time.Second), func(o *redis.Options) {
 				o.SecretsDir = dir
-				o.Spec.TLS = &v1alpha1.RedisTLS{CASecretRef: ref(test.ca), ClientSecretRef: ref(test.client), ServerName: test.name}
+				o.Spec.TLS = &v1alpha1.StoreTLS{CASecretRef: ref(test.ca), ClientSecretRef: ref(test.client), ServerName: test.name}
 			})
 			if test.want == "" {
 				want(t, s, []store.Op{op(store.Mark, "k", "a")}, store.Granted)
@@ -185,7 +185,7 @@ func TestTLS(t *testing.T) {
 		late := secrets(t, map[string]string{"ca/ca.crt": theirs.pem})
 		s := newStore(t, addr, func(o *redis.Options) {
 			o.SecretsDir = late
-			o.Spec.TLS = &v1alpha1.RedisTLS{CASecretRef: ref("ca"), ClientSecretRef: ref("client"), ServerName: "redis.test"}
+			o.Spec.TLS = &v1alpha1.StoreTLS{CASecretRef: ref("ca"), ClientSecretRef: ref("client"), ServerName: "redis.test"}
 		})
 		if r := apply(s, op(store.Mark, "late", "a"))[0]; r.Err == nil {
 			t.Fatalf("%+v, want an error", r)
