@@ -13,8 +13,8 @@ COPY webhook/ webhook/
 COPY main.go ./
 ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    go build -trimpath -ldflags="-s -w -X main.version=$VERSION" -o /out/manager . && \
-    go build -trimpath -ldflags="-s -w -X main.version=$VERSION" -o /out/dedupd ./dedupd
+    go build -tags grpcnotrace -trimpath -ldflags="-s -w -X main.version=$VERSION" -o /out/manager . && \
+    go build -tags grpcnotrace -trimpath -ldflags="-s -w -X main.version=$VERSION" -o /out/dedupd ./dedupd
 
 FROM gcr.io/distroless/static:nonroot
 COPY --from=build /out/manager /out/dedupd /

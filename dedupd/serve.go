@@ -25,6 +25,7 @@ type serveOptions struct {
 	config             server.Config
 	mounted            bool
 	httpAddr, grpcAddr string
+	pprofAddr          string
 	secretsDir         string
 	storeTimeout       time.Duration
 	limits             server.Limits
@@ -48,6 +49,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags.BoolVar(&o.mounted, "mounted", false, "the policies come from a mounted ConfigMap: fields that this version does not know are reported and not refused")
 	flags.StringVar(&o.httpAddr, "http-addr", ":8080", "`HOST:PORT` for HTTP")
 	flags.StringVar(&o.grpcAddr, "grpc-addr", ":9090", "`HOST:PORT` for gRPC")
+	flags.StringVar(&o.pprofAddr, "pprof-addr", "", "`HOST:PORT` for Go's profiles, which tell whoever asks a lot: a loopback address (default: none are served)")
 	flags.StringVar(&o.secretsDir, "secrets-dir", "/etc/dedupd/secrets", "the `DIR` with a directory for each Secret that a policy names")
 	flags.DurationVar(&o.storeTimeout, "store-timeout", engine.DefaultTimeout, "how long a call of the store may take")
 	flags.Var((*size)(&o.limits.MaxBody), "max-body", "greatest `SIZE` of a message's body")
@@ -169,6 +171,14 @@ func listenAndServe(ctx context.Context, service *server.Service, o serveOptions
 	if err != nil {
 		_ = httpOn.Close()
 		return fmt.Errorf("--grpc-addr: %w", err)
+	}
+	if o.pprofAddr != "" {
+		on, stop, err := serveProfiles(ctx, o.pprofAddr)
+		if err != nil {
+			return errors.Join(fmt.Errorf("--pprof-addr: %w", err), httpOn.Close(), grpcOn.Close())
+		}
+		defer stop()
+		log.Info("serving profiles", "pprof", on)
 	}
 	// Who asks a second time does not want to wait for an orderly end.
 	defer context.AfterFunc(ctx, func() { signal.Reset() })()

@@ -77,9 +77,9 @@ func TestServeSaysThatItsAddressIsTaken(t *testing.T) {
 
 // served is a `dedupd serve` in a process of its own.
 type served struct {
-	url, grpc string
-	cmd       *exec.Cmd
-	exited    chan struct{}
+	url, grpc, pprof string
+	cmd              *exec.Cmd
+	exited           chan struct{}
 }
 
 // startServe starts a process on free ports, and waits until it listens.
@@ -102,8 +102,14 @@ func startServe(t *testing.T, args ...string) *served {
 	go func() {
 		defer close(s.exited)
 		for lines := bufio.NewScanner(logs); lines.Scan(); {
-			var line struct{ Msg, HTTP, GRPC string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "listening" {
+			var line struct{ Msg, HTTP, GRPC, Pprof string }
+			if json.Unmarshal(lines.Bytes(), &line) != nil {
+				continue
+			}
+			switch line.Msg {
+			case "serving profiles":
+				s.pprof = "http://" + line.Pprof
+			case "listening":
 				s.url, s.grpc = "http://"+line.HTTP, line.GRPC
 				close(listening)
 			}
@@ -118,6 +124,29 @@ func startServe(t *testing.T, args ...string) *served {
 		t.Fatalf("dedupd %q does not listen", args)
 	}
 	return s
+}
+
+// Whoever may check messages may not thereby see the process's inside.
+func TestServeShowsProfilesOnlyWhereItIsTold(t *testing.T) {
+	get := func(url string) int {
+		response, err := http.Get(url + "/debug/pprof/heap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close()
+		return response.StatusCode
+	}
+	silent := startServe(t, "-f", policyFile(t, headerPolicy))
+	if silent.pprof != "" {
+		t.Errorf("profiles at %s, which nobody asked for", silent.pprof)
+	}
+	s := startServe(t, "-f", policyFile(t, headerPolicy), "--pprof-addr", "127.0.0.1:0")
+	if code := get(s.pprof); code != http.StatusOK {
+		t.Errorf("%d at --pprof-addr, want 200", code)
+	}
+	if code := get(s.url); code != http.StatusNotFound {
+		t.Errorf("%d at --http-addr, want 404", code)
+	}
 }
 
 func (s *served) wait(t *testing.T) *os.ProcessState {

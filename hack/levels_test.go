@@ -63,6 +63,17 @@ func TestTheDaemonKnowsNothingOfKubernetesClients(t *testing.T) {
 	}
 }
 
+// With a template engine the linker keeps every exported method of every type: 10 MB of dedupd.
+func TestTheDaemonIsBuiltWithoutTemplates(t *testing.T) {
+	for _, deps := range list(t, `{{.ImportPath}} {{join .Deps " "}}`, "-tags=grpcnotrace", "./dedupd") {
+		for _, dep := range deps {
+			if dep == "text/template" {
+				t.Error("dedupd depends on text/template")
+			}
+		}
+	}
+}
+
 func TestTheOperatorDoesNotDecideAboutMessages(t *testing.T) {
 	for p, deps := range list(t, `{{.ImportPath}} {{join .Deps " "}}`, "./controllers/...", "./webhook/...", ".") {
 		for _, dep := range deps {
