@@ -63,15 +63,24 @@ download() {
   fi
 }
 
-# Builds into a folder of its own and moves it in place at the end, so that an interrupted or
-# a concurrent run never leaves half of it.
+# Builds into a folder of its own and moves it in place at the end, so that an interrupted run
+# never leaves half of it. A second clone that comes meanwhile waits and finds it built.
 build() {
+  mkdir -p "$cache"
+  exec 9>"$cache/lock"
+  if command -v flock >/dev/null && ! flock -n 9; then
+    say "setup: another run builds the control plane; waiting for it"
+    flock 9
+  fi
+  if [ -x "$1/kube-apiserver" ]; then
+    return
+  fi
   local started=$SECONDS tmp=$1.$$
   say "setup: no download reachable; building kube-apiserver, kubectl and etcd $version from Go modules."
   say "setup: once, into $1; about 8 minutes on 2 cores"
   mkdir -p "$tmp"
   local v=${version#v} stamp=k8s.io/component-base/version
-  (while sleep 20; do say "setup: still building, $((SECONDS - started)) s"; done) &
+  (while sleep 20; do say "setup: still building, $((SECONDS - started)) s"; done) 9>&- &
   local ticker=$!
   trap 'kill "$ticker" 2>/dev/null' EXIT
   (
