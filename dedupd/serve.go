@@ -12,10 +12,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/server"
 	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/gather"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
 )
@@ -28,6 +30,7 @@ type serveOptions struct {
 	pprofAddr          string
 	secretsDir         string
 	storeTimeout       time.Duration
+	maxPending         int
 	limits             server.Limits
 	timing             server.Timing
 	logLevel           slog.Level
@@ -52,6 +55,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags.StringVar(&o.pprofAddr, "pprof-addr", "", "`HOST:PORT` for Go's profiles, which tell whoever asks a lot: a loopback address (default: none are served)")
 	flags.StringVar(&o.secretsDir, "secrets-dir", "/etc/dedupd/secrets", "the `DIR` with a directory for each Secret that a policy names")
 	flags.DurationVar(&o.storeTimeout, "store-timeout", engine.DefaultTimeout, "how long a call of the store may take")
+	flags.IntVar(&o.maxPending, "max-pending", 10_000, "greatest `NUMBER` of operations on their way to a policy's store; what exceeds it is answered OVERLOADED")
 	flags.Var((*size)(&o.limits.MaxBody), "max-body", "greatest `SIZE` of a message's body")
 	flags.IntVar(&o.limits.MaxBatch, "max-batch", o.limits.MaxBatch, "greatest `NUMBER` of messages in a batch")
 	flags.Var((*size)(&o.limits.MaxBatchBytes), "max-batch-bytes", "greatest `SIZE` of a batch as it travels")
@@ -89,6 +93,9 @@ func (o *serveOptions) validate() error {
 		if n < 1 || n > 1<<30 {
 			return fmt.Errorf("%s: %d; want 1 to 1GiB", name, n)
 		}
+	}
+	if o.maxPending < o.limits.MaxBatch {
+		return fmt.Errorf("--max-pending: %d; want at least --max-batch, %d, or such a batch would always be refused", o.maxPending, o.limits.MaxBatch)
 	}
 	for name, d := range map[string]time.Duration{
 		"--store-timeout": o.storeTimeout, "--header-timeout": o.timing.ReadHeader,
@@ -136,7 +143,7 @@ func newService(o serveOptions, log *slog.Logger, now func() time.Time) *server.
 			if err != nil {
 				return nil, err
 			}
-			return metrics.Measure(s, p.Name, log), nil
+			return gathered(metrics.Measure(s, p.Name, log), p, o.maxPending, metrics.Queue(p.Name)), nil
 		},
 		func(p *policy.Policy, s store.Store) *engine.Engine {
 			return engine.New(p, s, engine.Options{Timeout: o.storeTimeout, Now: now, Observe: metrics.Observer(p.Name)})
@@ -159,6 +166,21 @@ func openServed(p *policy.Policy, o serveOptions, log *slog.Logger, now func() t
 	default:
 		return nil, errors.New("spec.store: this version of dedupd has no such store; want redis or memory")
 	}
+}
+
+// gathered lets the calls of a store share its round trips. The store is measured beneath, so
+// that what is measured are round trips and not waits.
+func gathered(s store.Store, p *policy.Policy, maxPending int, observe gather.Observer) store.Store {
+	flights := 2
+	switch redis := p.StoreSpec.Redis; {
+	case p.StoreSpec.Memory != nil:
+		return s // answers at once: nothing to share, and nothing to wait for
+	case redis != nil && redis.Mode == v1alpha1.RedisCluster:
+		// A round trip to several nodes lasts as long as to the slowest. So few messages share
+		// one, lest a node that is down keeps those of the others waiting.
+		flights = 32
+	}
+	return gather.New(s, gather.Options{MaxPending: maxPending, Flights: flights, Observe: observe})
 }
 
 func listenAndServe(ctx context.Context, service *server.Service, o serveOptions, log *slog.Logger) error {

@@ -34,6 +34,7 @@ func TestServeRefusesArguments(t *testing.T) {
 		"a size that is zero":           {[]string{"-f", good, "--max-body", "0"}, "-max-body"},
 		"a size over all bounds":        {[]string{"-f", good, "--max-batch-bytes", "9000000000GiB"}, "-max-batch-bytes"},
 		"a batch of nothing":            {[]string{"-f", good, "--max-batch", "0"}, "--max-batch: 0"},
+		"fewer pending than in a batch": {[]string{"-f", good, "--max-pending", "999"}, "--max-pending: 999; want at least --max-batch, 1000"},
 		"a timeout of nothing":          {[]string{"-f", good, "--store-timeout", "0s"}, "--store-timeout: 0s"},
 		"a level that is unknown":       {[]string{"-f", good, "--log-level", "loud"}, "-log-level"},
 		"a policy that is none":         {[]string{"-f", policyFile(t, "a: b")}, "apiVersion"},

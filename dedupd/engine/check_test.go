@@ -279,6 +279,33 @@ func TestABatchIsOneCallOfTheStore(t *testing.T) {
 	}
 }
 
+// FailOpen speaks of a store that is down. One that is well and busy is asked again.
+func TestOverloadIsNeverUnchecked(t *testing.T) {
+	over := fmt.Errorf("%w: enough", store.ErrOverloaded)
+	for name, mods := range map[string][]func(*v1alpha1.DedupPolicySpec){
+		"FailClosed":           nil,
+		"FailOpen":             {failOpen},
+		"FailOpen, mode Claim": {failOpen, claimMode},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := engine.New(compile(t, mods...), failing(over), engine.Options{Now: newClock().now})
+			a := check(t, e, message("a"))
+			var err *engine.Error
+			if !errors.As(a.Err, &err) || err.Code != engine.Overloaded || err.RetryAfter <= 0 || a.Decision != "" {
+				t.Errorf("%+v, want OVERLOADED with a time to retry after", a)
+			}
+			if _, err := e.Forget(t.Context(), "billing:a"); codeOf(err) != "OVERLOADED" {
+				t.Errorf("forget: %v, want OVERLOADED", err)
+			}
+		})
+	}
+	a := check(t, newBench(t, claimMode).Engine, message("a"))
+	e := engine.New(compile(t, claimMode), failing(over), engine.Options{Now: newClock().now})
+	if s := settle(t, e, store.Complete, a); codeOf(s.Err) != "OVERLOADED" {
+		t.Errorf("%+v, want OVERLOADED", s)
+	}
+}
+
 func TestACallerThatLeavesGetsIndeterminateAndItsWriteCompletes(t *testing.T) {
 	for name, mods := range map[string][]func(*v1alpha1.DedupPolicySpec){
 		"FailClosed": nil,

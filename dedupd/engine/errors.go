@@ -23,12 +23,13 @@ const (
 	StaleToken      Code = "STALE_TOKEN"      // the claim is not the caller's any more
 	TooLarge        Code = "TOO_LARGE"        // the request exceeds a limit
 	Unavailable     Code = "UNAVAILABLE"      // the store did not answer; the same attempt may ask again
+	Overloaded      Code = "OVERLOADED"       // more waits than may; nothing was done: ask again later
 	Indeterminate   Code = "INDETERMINATE"    // the caller left before the answer; the same attempt may ask again
 )
 
 // Codes are all codes, for tables that must cover them.
 func Codes() []Code {
-	return []Code{InvalidMessage, KeyMissing, InvalidArgument, NotFound, StaleToken, TooLarge, Unavailable, Indeterminate}
+	return []Code{InvalidMessage, KeyMissing, InvalidArgument, NotFound, StaleToken, TooLarge, Unavailable, Overloaded, Indeterminate}
 }
 
 // Error says why a call was not answered. It is never a decision.
@@ -78,9 +79,15 @@ func keyError(err error) error {
 	return e
 }
 
-// storeError is for operations whose outcome is not known.
+// storeError is for operations whose outcome is not known, and for those that were not accepted.
 func storeError(err error) error {
-	return &Error{Code: Unavailable, Message: err.Error(), RetryAfter: retryAfter, cause: err}
+	code := Unavailable
+	if errors.Is(err, store.ErrOverloaded) {
+		// Its own code, which FailOpen does not speak of: whoever is refused for the load comes
+		// again, and is not let through unchecked.
+		code = Overloaded
+	}
+	return &Error{Code: code, Message: err.Error(), RetryAfter: retryAfter, cause: err}
 }
 
 // outcomeError is for an outcome that the operation cannot have: a defect of a driver, which

@@ -37,6 +37,7 @@ var answers = map[engine.Code]answerOf{
 	engine.StaleToken:      {http.StatusConflict, codes.FailedPrecondition},
 	engine.TooLarge:        {http.StatusRequestEntityTooLarge, codes.ResourceExhausted},
 	engine.Unavailable:     {http.StatusServiceUnavailable, codes.Unavailable},
+	engine.Overloaded:      {http.StatusServiceUnavailable, codes.Unavailable}, // not ResourceExhausted: that is TooLarge, which no retry helps
 	engine.Indeterminate:   {http.StatusServiceUnavailable, codes.Unavailable},
 	CodeMethodNotAllowed:   {http.StatusMethodNotAllowed, codes.Unimplemented},
 	CodeTimeout:            {http.StatusRequestTimeout, codes.DeadlineExceeded},

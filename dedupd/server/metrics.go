@@ -10,6 +10,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/gather"
 )
 
 // Metrics are what the process counts, in a registry of its own.
@@ -24,6 +25,8 @@ type Metrics struct {
 	storeDuration *prometheus.HistogramVec
 	storeErrors   *prometheus.CounterVec
 	storeUp       *prometheus.GaugeVec
+	storePending  *prometheus.GaugeVec
+	storeRefused  *prometheus.CounterVec
 
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
@@ -68,6 +71,10 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"Store operations whose outcome is not known, by cause: full, corrupt or unavailable.", "policy", "code"),
 		storeUp: gauges("dedupd_store_reachable",
 			"Whether the store answered when it was last asked how it is.", "policy"),
+		storePending: gauges("dedupd_store_pending_operations",
+			"Operations on their way to the store or back, those that wait included.", "policy"),
+		storeRefused: counters("dedupd_store_refused_operations_total",
+			"Operations that were answered OVERLOADED, because as many as may were on their way.", "policy"),
 
 		requests: counters("dedupd_requests_total",
 			"Requests by protocol (http, grpc), route and status code.", "protocol", "route", "code"),
@@ -93,10 +100,12 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(
 		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
+		m.storePending, m.storeRefused,
 		m.requests, m.requestDuration, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp)
+	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
+		m.storePending, m.storeRefused)
 	return m
 }
 
@@ -138,6 +147,16 @@ func (m *Metrics) Observer(policy string) engine.Observer {
 			}
 			settlements.WithLabelValues(verbName(verb), code).Inc()
 		},
+	}
+}
+
+// Queue counts for what gathers the calls of a policy's store.
+func (m *Metrics) Queue(policy string) gather.Observer {
+	pending := m.storePending.WithLabelValues(policy)
+	refused := m.storeRefused.WithLabelValues(policy)
+	return gather.Observer{
+		Pending: func(delta int) { pending.Add(float64(delta)) },
+		Refused: func(ops int) { refused.Add(float64(ops)) },
 	}
 }
 

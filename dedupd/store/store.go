@@ -93,11 +93,15 @@ type Result struct {
 	Err error
 }
 
-// Errors that drivers wrap. Whatever else goes wrong wraps ErrUnavailable too.
+// Errors that stores wrap. Whatever else goes wrong wraps ErrUnavailable too.
 var (
 	// ErrUnavailable: the store did not answer, or refused: the message should be retried.
 	ErrUnavailable = errors.New("store unavailable")
 
+	// ErrOverloaded: more is asked of the store than may wait for it. The one error of an
+	// operation that has had no effect and will have none. Not an ErrUnavailable: the store is
+	// well, and a caller that goes on as if it were not would add to the load.
+	ErrOverloaded = errors.New("store overloaded")
 	// ErrFull: the store takes no new records (OOM, a bounded memory store). Also an ErrUnavailable.
 	ErrFull = errors.New("store full")
 
