@@ -46,6 +46,9 @@ func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	if p.Spec.Store.Memory != nil {
 		s.Store = "Memory"
 	}
+	if since := historySince(seen); since != nil {
+		s.HistorySince = since
+	}
 	s.Replicas, s.ReadyReplicas = 0, 0
 	if seen.deployment != nil {
 		s.Replicas, s.ReadyReplicas = seen.deployment.Status.Replicas, seen.deployment.Status.ReadyReplicas
@@ -53,7 +56,7 @@ func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	set(p, v1alpha1.ConditionAccepted, yes(v1alpha1.ReasonValid, "the policy is valid and its objects are applied"), now)
 	set(p, v1alpha1.ConditionConfigLoaded, configLoaded(seen), now)
 	set(p, v1alpha1.ConditionStoreReachable, storeReachable(seen), now)
-	set(p, v1alpha1.ConditionStoreSafe, storeSafe(seen), now)
+	set(p, v1alpha1.ConditionStoreSafe, since(s.HistorySince, storeSafe(seen)), now)
 	set(p, v1alpha1.ConditionReady, ready(p, seen), now)
 }
 
@@ -169,6 +172,30 @@ func storeSafe(seen observation) verdict {
 		}
 	}
 	return yes(v1alpha1.ReasonSafe, "the store neither evicts marks nor forgets them at a restart")
+}
+
+// since says in a verdict since when the store's history is complete.
+func since(history *metav1.Time, v verdict) verdict {
+	if history != nil {
+		v.message += "; history is complete since " + history.UTC().Format(time.RFC3339)
+	}
+	return v
+}
+
+// historySince is the latest of what the pods say; nil if none knows. One that has not asked since
+// the store lost its history still says the time of before.
+func historySince(seen observation) *metav1.Time {
+	var latest time.Time
+	for _, s := range stores(seen.pods) {
+		if s.HistorySince.After(latest) {
+			latest = s.HistorySince
+		}
+	}
+	if latest.IsZero() {
+		return nil
+	}
+	since := metav1.NewTime(latest).Rfc3339Copy() // as the API server keeps it
+	return &since
 }
 
 // ready is the sum of the other conditions, but for StoreSafe, and of the rollout.

@@ -3,6 +3,7 @@ package controllers
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -40,10 +41,10 @@ var announcements = []struct {
 }
 
 // statusNews are the events of the way from one status to the next.
-func statusNews(before, after []metav1.Condition) []event {
-	var news []event
+func statusNews(before, after v1alpha1.DedupPolicyStatus) []event {
+	news := historyLost(before, after)
 	for _, a := range announcements {
-		was, is := meta.FindStatusCondition(before, a.condition), meta.FindStatusCondition(after, a.condition)
+		was, is := meta.FindStatusCondition(before.Conditions, a.condition), meta.FindStatusCondition(after.Conditions, a.condition)
 		if is == nil || is.Status != a.status || is.Reason != a.reason {
 			continue
 		}
@@ -57,6 +58,18 @@ func statusNews(before, after []metav1.Condition) []event {
 		news = append(news, e)
 	}
 	return news
+}
+
+// historyLost tells that the store forgot what it had remembered. Another kind of store begins
+// with an epoch, and has lost nothing.
+func historyLost(before, after v1alpha1.DedupPolicyStatus) []event {
+	was, is := before.HistorySince, after.HistorySince
+	if was == nil || is == nil || !is.After(was.Time) || before.Store != after.Store {
+		return nil
+	}
+	return []event{{corev1.EventTypeWarning, v1alpha1.EventHistoryLost, "Observe", fmt.Sprintf(
+		"the store has lost what it remembered: its history is complete since %s only, and was since %s; messages from before may be processed twice",
+		is.UTC().Format(time.RFC3339), was.UTC().Format(time.RFC3339))}}
 }
 
 // historyNews compares the configuration that is about to be replaced with the new one, as to

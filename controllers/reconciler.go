@@ -127,7 +127,7 @@ func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolic
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	r.record(p, statusNews(before.Status.Conditions, after.Conditions))
+	r.record(p, statusNews(before.Status, *after))
 	return nil
 }
 

@@ -157,6 +157,48 @@ func TestTroubleIsNoticedAndToldOnce(t *testing.T) {
 	}
 }
 
+func TestLostHistoryIsToldOnce(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	w.ready()
+	since := func(when time.Time) func(*status.Status, *status.Policy) {
+		return func(_ *status.Status, p *status.Policy) { p.Store.HistorySince = when }
+	}
+	want := func(step string, when time.Time, event string) {
+		t.Helper()
+		w.reconcile()
+		said := "; history is complete since " + when.Format(time.RFC3339)
+		if m := w.condition(v1alpha1.ConditionStoreSafe).Message; !strings.HasSuffix(m, said) {
+			t.Errorf("%s: StoreSafe says %q, want at its end %q", step, m, said)
+		}
+		if got := w.policy().Status.HistorySince; got == nil || !got.Time.Equal(when.Truncate(time.Second)) {
+			t.Errorf("%s: history since %s, want %s", step, got, when)
+		}
+		if e := w.events.take(); event == "" && e != nil || event != "" && (len(e) != 1 || !strings.HasPrefix(e[0], event)) {
+			t.Errorf("%s: events %q, want %q", step, e, event)
+		}
+	}
+	first := time.UnixMilli(1_790_000_000_123).UTC()
+	w.pods.change(since(first))
+	want("the first look", first, "")
+
+	w.pods.change(since(time.Time{}))
+	want("pods that do not know yet", first, "")
+
+	second := first.Add(time.Hour)
+	said := w.well()
+	said.Policies[0].Store.HistorySince = second
+	w.pods.change(since(first))
+	w.pods.set(address(0), said)
+	want("one pod has noticed", second, "Warning HistoryLost: the store has lost what it remembered")
+	w.written()
+	w.pods.change(since(second))
+	want("all have", second, "")
+	if written := w.written(); written != nil {
+		t.Errorf("written again: %q", written)
+	}
+}
+
 func TestEveryPodIsAsked(t *testing.T) {
 	w := newWorld(t)
 	w.create()

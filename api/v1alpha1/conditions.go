@@ -53,6 +53,7 @@ const (
 	EventEpochRaised     = "EpochRaised"      // Normal: a new key space, history starts anew
 	EventStoreUnsafe     = "StoreUnsafe"      // Warning: eviction or missing persistence
 	EventStoreDown       = "StoreUnreachable" // Warning: the store stopped answering
+	EventHistoryLost     = "HistoryLost"      // Warning: the store forgot what it had remembered
 	EventConfigRejected  = "ConfigRejected"   // Warning: a replica does not accept the configuration
 	EventBecameReady     = "Ready"            // Normal: the policy became ready
 	EventUnknownInConfig = "UnknownFields"    // Warning: dedupd is older than the policy's fields

@@ -641,6 +641,11 @@ type DedupPolicyStatus struct {
 	// +optional
 	ConfigHash string `json:"configHash,omitempty"`
 
+	// When the store's history begins: what was marked since then, and has not expired, is
+	// remembered. It moves when the store has lost what it remembered.
+	// +optional
+	HistorySince *metav1.Time `json:"historySince,omitempty"`
+
 	// The state of the policy in parts; Ready is their sum.
 	// +optional
 	// +listType=map

@@ -181,11 +181,15 @@ func (g *grpcAPI) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse
 	st := g.Service.Status()
 	out := &pb.StatusResponse{Version: st.Version, ConfigError: st.ConfigError}
 	for _, p := range st.Policies {
+		var since *timestamppb.Timestamp
+		if !p.Store.HistorySince.IsZero() {
+			since = timestamppb.New(p.Store.HistorySince)
+		}
 		out.Policies = append(out.Policies, &pb.PolicyStatus{
 			Name: p.Name, Namespace: p.Namespace, ConfigHash: p.ConfigHash, Mode: p.Mode, UnknownFields: p.UnknownFields,
 			Store: &pb.StoreStatus{
 				Kind: p.Store.Kind, Reachable: p.Store.Reachable, Error: p.Store.Error,
-				Safety: p.Store.Safety, Reason: p.Store.Reason,
+				Safety: p.Store.Safety, Reason: p.Store.Reason, HistorySince: since,
 			},
 		})
 	}

@@ -47,7 +47,10 @@ func (s *Service) askStores(ctx context.Context, timeout time.Duration) {
 // note keeps what a store said, and logs it when it changed.
 func (s *Service) note(policy string, st *openStore, h store.Health) {
 	was := st.health.Load()
-	now := &status.Store{Kind: was.Kind, Reachable: h.Err == nil, Safety: string(h.Safety), Reason: h.Reason}
+	now := &status.Store{
+		Kind: was.Kind, Reachable: h.Err == nil, Safety: string(h.Safety), Reason: h.Reason,
+		HistorySince: h.HistorySince.UTC().Truncate(time.Millisecond),
+	}
 	up := 1.0
 	if h.Err != nil {
 		now.Error, up = h.Err.Error(), 0
@@ -55,8 +58,13 @@ func (s *Service) note(policy string, st *openStore, h store.Health) {
 	if now.Safety == "" {
 		now.Safety = string(store.SafetyUnknown)
 	}
+	lost := s.noteHistory(policy, was, now)
 	st.health.Store(now)
 	s.Metrics.storeUp.WithLabelValues(policy).Set(up)
+	if lost {
+		s.Log.Warn("the store has lost what it remembered: messages from before may pass once more",
+			"policy", policy, "store", now.Kind, "historySince", now.HistorySince, "before", was.HistorySince)
+	}
 	switch log := s.Log.With("policy", policy, "store", now.Kind, "safety", now.Safety, "reason", now.Reason); {
 	case was.Reachable == now.Reachable && was.Safety == now.Safety && (was.Error != status.NotAsked || now.Reachable):
 	case now.Reachable:
@@ -64,4 +72,21 @@ func (s *Service) note(policy string, st *openStore, h store.Health) {
 	default:
 		log.Warn("the store does not answer", "error", now.Error)
 	}
+}
+
+// noteHistory keeps in now when the store's history begins, which one that does not answer has not
+// said, and says whether it begins anew.
+func (s *Service) noteHistory(policy string, was, now *status.Store) (lost bool) {
+	if now.HistorySince.IsZero() {
+		now.HistorySince = was.HistorySince
+	}
+	lost = !was.HistorySince.IsZero() && now.HistorySince.After(was.HistorySince)
+	losses := s.Metrics.historyLost.WithLabelValues(policy) // there from the first look on, at zero
+	if lost {
+		losses.Inc()
+	}
+	if !now.HistorySince.IsZero() {
+		s.Metrics.historySince.WithLabelValues(policy).Set(float64(now.HistorySince.UnixMilli()) / 1000)
+	}
+	return lost
 }

@@ -27,6 +27,8 @@ type Metrics struct {
 	storeUp       *prometheus.GaugeVec
 	storePending  *prometheus.GaugeVec
 	storeRefused  *prometheus.CounterVec
+	historyLost   *prometheus.CounterVec
+	historySince  *prometheus.GaugeVec
 
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
@@ -75,6 +77,10 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"Operations on their way to the store or back, those that wait included.", "policy"),
 		storeRefused: counters("dedupd_store_refused_operations_total",
 			"Operations that were answered OVERLOADED, because as many as may were on their way.", "policy"),
+		historyLost: counters("dedupd_store_history_lost_total",
+			"How often the store was found to have lost what it remembered: flushed, replaced or restored.", "policy"),
+		historySince: gauges("dedupd_store_history_since_timestamp_seconds",
+			"When the store's history begins: what was marked since then, and has not expired, is remembered.", "policy"),
 
 		requests: counters("dedupd_requests_total",
 			"Requests by protocol (http, grpc), route and status code.", "protocol", "route", "code"),
@@ -100,12 +106,12 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(
 		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
-		m.storePending, m.storeRefused,
+		m.storePending, m.storeRefused, m.historyLost, m.historySince,
 		m.requests, m.requestDuration, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
-		m.storePending, m.storeRefused)
+		m.storePending, m.storeRefused, m.historyLost, m.historySince)
 	return m
 }
 

@@ -1,6 +1,8 @@
 // Package status is the answer of GET /v1/status: what one dedupd process says of itself.
 package status
 
+import "time"
+
 // Status is the state of a dedupd process.
 type Status struct {
 	Version  string   `json:"version"`
@@ -41,6 +43,10 @@ type Store struct {
 	// says why.
 	Safety string `json:"safety"`
 	Reason string `json:"reason"`
+
+	// HistorySince is when the store's history begins, absent while that is not known. Where it
+	// moves, what was marked before was lost.
+	HistorySince time.Time `json:"historySince,omitzero"`
 }
 
 // NotAsked is the Error of a store that was not asked yet: it is not known to be unreachable.

@@ -143,4 +143,15 @@ type Health struct {
 	// Safety says whether marks may vanish before their time, Reason why.
 	Safety Safety
 	Reason string
+
+	// HistorySince is when the store's history begins: what was acknowledged since then, and has
+	// not expired, is remembered. Zero where it is not known, as with Err.
+	//
+	// A store that can lose what it acknowledged keeps a birth marker beside the records, in the
+	// same fate as they: the time of its birth, and a heartbeat that each Health raises. Where
+	// the marker is gone, or its heartbeat is lower than this process has seen it, history was lost:
+	// the marker is born anew. So a HistorySince that is later than the one of before is a loss, and
+	// every process that asks the same store sees it. A marker outlives the processes that
+	// raise it long enough for an outage, and expires by itself.
+	HistorySince time.Time
 }

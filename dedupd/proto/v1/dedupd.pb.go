@@ -2089,8 +2089,11 @@ type StoreStatus struct {
 	Reachable bool   `protobuf:"varint,2,opt,name=reachable,proto3" json:"reachable,omitempty"`
 	Error     string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	// Safe, Unsafe or Unknown: whether marks may vanish before their time.
-	Safety        string `protobuf:"bytes,4,opt,name=safety,proto3" json:"safety,omitempty"`
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Safety string `protobuf:"bytes,4,opt,name=safety,proto3" json:"safety,omitempty"`
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When the store's history begins: what was marked since then, and has not expired, is
+	// remembered. It moves when the store has lost what it remembered. Not set while not known.
+	HistorySince  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=history_since,json=historySince,proto3" json:"history_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2158,6 +2161,13 @@ func (x *StoreStatus) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *StoreStatus) GetHistorySince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HistorySince
+	}
+	return nil
 }
 
 var File_v1_dedupd_proto protoreflect.FileDescriptor
@@ -2285,13 +2295,14 @@ const file_v1_dedupd_proto_rawDesc = "" +
 	"configHash\x12\x12\n" +
 	"\x04mode\x18\x04 \x01(\tR\x04mode\x12%\n" +
 	"\x0eunknown_fields\x18\x05 \x03(\tR\runknownFields\x12,\n" +
-	"\x05store\x18\x06 \x01(\v2\x16.dedupd.v1.StoreStatusR\x05store\"\x85\x01\n" +
+	"\x05store\x18\x06 \x01(\v2\x16.dedupd.v1.StoreStatusR\x05store\"\xc6\x01\n" +
 	"\vStoreStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\treachable\x18\x02 \x01(\bR\treachable\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12\x16\n" +
 	"\x06safety\x18\x04 \x01(\tR\x06safety\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason*\x99\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12?\n" +
+	"\rhistory_since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\fhistorySince*\x99\x01\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDECISION_FRESH\x10\x01\x12\x16\n" +
@@ -2415,31 +2426,32 @@ var file_v1_dedupd_proto_depIdxs = []int32{
 	35, // 32: dedupd.v1.LookupResponse.lease_remaining:type_name -> google.protobuf.Duration
 	32, // 33: dedupd.v1.StatusResponse.policies:type_name -> dedupd.v1.PolicyStatus
 	33, // 34: dedupd.v1.PolicyStatus.store:type_name -> dedupd.v1.StoreStatus
-	6,  // 35: dedupd.v1.DedupService.Check:input_type -> dedupd.v1.CheckRequest
-	8,  // 36: dedupd.v1.DedupService.CheckBatch:input_type -> dedupd.v1.CheckBatchRequest
-	12, // 37: dedupd.v1.DedupService.CheckStream:input_type -> dedupd.v1.CheckStreamRequest
-	17, // 38: dedupd.v1.DedupService.Complete:input_type -> dedupd.v1.CompleteRequest
-	19, // 39: dedupd.v1.DedupService.Release:input_type -> dedupd.v1.ReleaseRequest
-	21, // 40: dedupd.v1.DedupService.Renew:input_type -> dedupd.v1.RenewRequest
-	23, // 41: dedupd.v1.DedupService.SettleBatch:input_type -> dedupd.v1.SettleBatchRequest
-	26, // 42: dedupd.v1.DedupService.Lookup:input_type -> dedupd.v1.LookupRequest
-	28, // 43: dedupd.v1.DedupService.Forget:input_type -> dedupd.v1.ForgetRequest
-	30, // 44: dedupd.v1.DedupService.Status:input_type -> dedupd.v1.StatusRequest
-	7,  // 45: dedupd.v1.DedupService.Check:output_type -> dedupd.v1.CheckResponse
-	10, // 46: dedupd.v1.DedupService.CheckBatch:output_type -> dedupd.v1.CheckBatchResponse
-	14, // 47: dedupd.v1.DedupService.CheckStream:output_type -> dedupd.v1.CheckStreamResponse
-	18, // 48: dedupd.v1.DedupService.Complete:output_type -> dedupd.v1.CompleteResponse
-	20, // 49: dedupd.v1.DedupService.Release:output_type -> dedupd.v1.ReleaseResponse
-	22, // 50: dedupd.v1.DedupService.Renew:output_type -> dedupd.v1.RenewResponse
-	24, // 51: dedupd.v1.DedupService.SettleBatch:output_type -> dedupd.v1.SettleBatchResponse
-	27, // 52: dedupd.v1.DedupService.Lookup:output_type -> dedupd.v1.LookupResponse
-	29, // 53: dedupd.v1.DedupService.Forget:output_type -> dedupd.v1.ForgetResponse
-	31, // 54: dedupd.v1.DedupService.Status:output_type -> dedupd.v1.StatusResponse
-	45, // [45:55] is the sub-list for method output_type
-	35, // [35:45] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	36, // 35: dedupd.v1.StoreStatus.history_since:type_name -> google.protobuf.Timestamp
+	6,  // 36: dedupd.v1.DedupService.Check:input_type -> dedupd.v1.CheckRequest
+	8,  // 37: dedupd.v1.DedupService.CheckBatch:input_type -> dedupd.v1.CheckBatchRequest
+	12, // 38: dedupd.v1.DedupService.CheckStream:input_type -> dedupd.v1.CheckStreamRequest
+	17, // 39: dedupd.v1.DedupService.Complete:input_type -> dedupd.v1.CompleteRequest
+	19, // 40: dedupd.v1.DedupService.Release:input_type -> dedupd.v1.ReleaseRequest
+	21, // 41: dedupd.v1.DedupService.Renew:input_type -> dedupd.v1.RenewRequest
+	23, // 42: dedupd.v1.DedupService.SettleBatch:input_type -> dedupd.v1.SettleBatchRequest
+	26, // 43: dedupd.v1.DedupService.Lookup:input_type -> dedupd.v1.LookupRequest
+	28, // 44: dedupd.v1.DedupService.Forget:input_type -> dedupd.v1.ForgetRequest
+	30, // 45: dedupd.v1.DedupService.Status:input_type -> dedupd.v1.StatusRequest
+	7,  // 46: dedupd.v1.DedupService.Check:output_type -> dedupd.v1.CheckResponse
+	10, // 47: dedupd.v1.DedupService.CheckBatch:output_type -> dedupd.v1.CheckBatchResponse
+	14, // 48: dedupd.v1.DedupService.CheckStream:output_type -> dedupd.v1.CheckStreamResponse
+	18, // 49: dedupd.v1.DedupService.Complete:output_type -> dedupd.v1.CompleteResponse
+	20, // 50: dedupd.v1.DedupService.Release:output_type -> dedupd.v1.ReleaseResponse
+	22, // 51: dedupd.v1.DedupService.Renew:output_type -> dedupd.v1.RenewResponse
+	24, // 52: dedupd.v1.DedupService.SettleBatch:output_type -> dedupd.v1.SettleBatchResponse
+	27, // 53: dedupd.v1.DedupService.Lookup:output_type -> dedupd.v1.LookupResponse
+	29, // 54: dedupd.v1.DedupService.Forget:output_type -> dedupd.v1.ForgetResponse
+	31, // 55: dedupd.v1.DedupService.Status:output_type -> dedupd.v1.StatusResponse
+	46, // [46:56] is the sub-list for method output_type
+	36, // [36:46] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_v1_dedupd_proto_init() }

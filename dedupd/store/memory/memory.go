@@ -26,6 +26,7 @@ type Options struct {
 type Store struct {
 	maxEntries int
 	now        func() time.Time
+	born       time.Time
 
 	mu       sync.Mutex
 	items    map[string]*item // guarded by mu
@@ -43,7 +44,7 @@ type item struct {
 
 // New returns an empty store.
 func New(o Options) *Store {
-	return &Store{maxEntries: o.MaxEntries, now: o.Now, items: map[string]*item{}}
+	return &Store{maxEntries: o.MaxEntries, now: o.Now, born: o.Now(), items: map[string]*item{}}
 }
 
 // sweepPerOp is how many expired records an operation removes on its way. An operation adds
@@ -103,7 +104,8 @@ func (s *Store) sweep(now time.Time, limit int) {
 	}
 }
 
-// Health implements store.Store. The store can always be used, and is never safe.
+// Health implements store.Store. The store can always be used, and is never safe;
+// its history begins with the process.
 func (s *Store) Health(context.Context) store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +113,7 @@ func (s *Store) Health(context.Context) store.Health {
 	if len(s.items) >= s.maxEntries {
 		reason = fmt.Sprintf("%s; and it is full with %d of maxEntries %d: new messages are refused", reason, len(s.items), s.maxEntries)
 	}
-	return store.Health{Safety: store.Unsafe, Reason: reason}
+	return store.Health{Safety: store.Unsafe, Reason: reason, HistorySince: s.born}
 }
 
 // Close implements store.Store.

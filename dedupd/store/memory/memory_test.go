@@ -116,7 +116,14 @@ func TestAFullStoreLetsClaimsBeTakenOverAndSettled(t *testing.T) {
 }
 
 func TestHealthSaysThatARestartForgets(t *testing.T) {
-	h := memory.New(memory.Options{MaxEntries: 1, Now: newClock().Now}).Health(context.Background())
+	clock := newClock()
+	born := clock.Now()
+	s := memory.New(memory.Options{MaxEntries: 1, Now: clock.Now})
+	clock.Advance(time.Hour)
+	h := s.Health(context.Background())
+	if !h.HistorySince.Equal(born) {
+		t.Errorf("history since %s, want %s", h.HistorySince, born)
+	}
 	if h.Err != nil || h.Safety != store.Unsafe || !strings.Contains(h.Reason, "a restart forgets everything") {
 		t.Errorf("health: %+v", h)
 	}
