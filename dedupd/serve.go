@@ -42,7 +42,7 @@ const mountedDrainDelay = 5 * time.Second
 
 func parseServe(args []string, env environment) (serveOptions, error) {
 	o := serveOptions{
-		limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 1000, MaxBatchBytes: 16 << 20, MaxHeader: 64 << 10},
+		limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 1000, MaxBatchBytes: 16 << 20, MaxHeader: 64 << 10, MaxInFlight: 64 << 20},
 		timing: server.Timing{Idle: 2 * time.Minute, Poll: time.Second, Health: 5 * time.Second},
 	}
 	maxHeader := int64(o.limits.MaxHeader)
@@ -60,6 +60,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags.IntVar(&o.limits.MaxBatch, "max-batch", o.limits.MaxBatch, "greatest `NUMBER` of messages in a batch")
 	flags.Var((*size)(&o.limits.MaxBatchBytes), "max-batch-bytes", "greatest `SIZE` of a batch as it travels")
 	flags.Var((*size)(&maxHeader), "max-header", "greatest `SIZE` of a request's headers")
+	flags.Var((*size)(&o.limits.MaxInFlight), "max-in-flight", "greatest `SIZE` in memory of the requests being answered; what exceeds it is answered OVERLOADED")
 	flags.DurationVar(&o.timing.ReadHeader, "header-timeout", 5*time.Second, "how long a request's headers may take to arrive")
 	flags.DurationVar(&o.timing.Read, "read-timeout", 30*time.Second, "how long a request may take to arrive")
 	flags.DurationVar(&o.timing.DrainDelay, "drain-delay", 0, "how long requests are welcome after SIGTERM, while /readyz says no (default 0s, with --mounted 5s)")
@@ -96,6 +97,10 @@ func (o *serveOptions) validate() error {
 	}
 	if o.maxPending < o.limits.MaxBatch {
 		return fmt.Errorf("--max-pending: %d; want at least --max-batch, %d, or such a batch would always be refused", o.maxPending, o.limits.MaxBatch)
+	}
+	if need := max(o.limits.MaxBody, o.limits.MaxBatchBytes) + server.RequestCost; o.limits.MaxInFlight < need {
+		return fmt.Errorf("--max-in-flight: %d; want at least --max-body and --max-batch-bytes and %d for the request, so %d",
+			o.limits.MaxInFlight, server.RequestCost, need)
 	}
 	for name, d := range map[string]time.Duration{
 		"--store-timeout": o.storeTimeout, "--header-timeout": o.timing.ReadHeader,

@@ -35,6 +35,7 @@ func TestServeRefusesArguments(t *testing.T) {
 		"a size over all bounds":        {[]string{"-f", good, "--max-batch-bytes", "9000000000GiB"}, "-max-batch-bytes"},
 		"a batch of nothing":            {[]string{"-f", good, "--max-batch", "0"}, "--max-batch: 0"},
 		"fewer pending than in a batch": {[]string{"-f", good, "--max-pending", "999"}, "--max-pending: 999; want at least --max-batch, 1000"},
+		"less in flight than a batch":   {[]string{"-f", good, "--max-in-flight", "16MiB"}, "--max-in-flight: 16777216; want at least"},
 		"a timeout of nothing":          {[]string{"-f", good, "--store-timeout", "0s"}, "--store-timeout: 0s"},
 		"a level that is unknown":       {[]string{"-f", good, "--log-level", "loud"}, "-log-level"},
 		"a policy that is none":         {[]string{"-f", policyFile(t, "a: b")}, "apiVersion"},
@@ -243,8 +244,15 @@ func TestServeEndsAtOnceAtASecondSignal(t *testing.T) {
 			t.Fatal("still ready after a signal")
 		}
 	}
-	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
+	// Not ready and ready for the second signal are a moment apart.
+	for running := true; running; {
+		_ = s.cmd.Process.Signal(os.Interrupt) // it may have ended
+		select {
+		case <-s.exited:
+			running = false
+		case <-time.After(50 * time.Millisecond):
+			running = time.Now().Before(deadline)
+		}
 	}
 	if state := s.wait(t); state.ExitCode() == exitOK {
 		t.Errorf("ended with %s, as if in order", state)

@@ -59,7 +59,7 @@ func serve(t *testing.T) string {
 				return engine.New(p, s, engine.Options{Now: time.Now})
 			}),
 		Metrics: metrics, Version: "test", Log: log, Now: time.Now,
-		Limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16},
+		Limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 8 << 20},
 	})
 	path := filepath.Join(t.TempDir(), "p.yaml")
 	if err := os.WriteFile(path, []byte(manifests), 0o600); err != nil {

@@ -55,9 +55,9 @@ func (e *Error) Error() string { return e.Message }
 // Unwrap returns what lies beneath: an error of the store or of the key.
 func (e *Error) Unwrap() error { return e.cause }
 
-// retryAfter is what a caller is told to wait while the store is down: long enough for a
+// RetryAfter is what a caller is told to wait while the store is down or busy: long enough for a
 // failover to make progress, short against any lease or ttl.
-const retryAfter = time.Second
+const RetryAfter = time.Second
 
 func keyError(err error) error {
 	e := &Error{Message: err.Error(), cause: err}
@@ -87,7 +87,7 @@ func storeError(err error) error {
 		// again, and is not let through unchecked.
 		code = Overloaded
 	}
-	return &Error{Code: code, Message: err.Error(), RetryAfter: retryAfter, cause: err}
+	return &Error{Code: code, Message: err.Error(), RetryAfter: RetryAfter, cause: err}
 }
 
 // outcomeError is for an outcome that the operation cannot have: a defect of a driver, which
@@ -100,7 +100,7 @@ func indeterminate(ctx context.Context) error {
 	return &Error{
 		Code:       Indeterminate,
 		Message:    "the caller left before the answer, which may or may not have taken effect; ask again with the same attempt",
-		RetryAfter: retryAfter,
+		RetryAfter: RetryAfter,
 		cause:      context.Cause(ctx),
 	}
 }

@@ -110,7 +110,7 @@ func start(tb testing.TB, modify ...func(*options)) *fixture {
 	tb.Helper()
 	o := options{
 		manifests: manifests,
-		limits:    Limits{MaxBody: 1 << 20, MaxBatch: 1000, MaxBatchBytes: 4 << 20, MaxHeader: 64 << 10},
+		limits:    Limits{MaxBody: 1 << 20, MaxBatch: 1000, MaxBatchBytes: 4 << 20, MaxHeader: 64 << 10, MaxInFlight: 64 << 20},
 		timing: Timing{
 			ReadHeader: 5 * time.Second, Read: 30 * time.Second, Idle: time.Minute,
 			Poll: 10 * time.Millisecond, Health: 50 * time.Millisecond, Drain: 10 * time.Second,

@@ -230,6 +230,13 @@ func (s *Service) guardUnary(
 		}
 		s.Metrics.request("grpc", path.Base(info.FullMethod), status.Code(err).String(), s.Now().Sub(start))
 	}()
+	if size := sizeOf(req); size > 0 {
+		if !s.inFlight.take(size) {
+			s.Metrics.refused.WithLabelValues("grpc").Inc()
+			return nil, grpcError(errInFlight)
+		}
+		defer s.inFlight.give(size)
+	}
 	return handler(ctx, req)
 }
 

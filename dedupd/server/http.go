@@ -29,11 +29,11 @@ const maxSettleBytes = 64 << 10
 // Handler returns the HTTP interface.
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/policies/{policy}/check", s.httpCheck)
-	mux.HandleFunc("POST /v1/policies/{policy}/check:batch", s.httpCheckBatch)
-	mux.HandleFunc("POST /v1/policies/{policy}/complete", s.httpSettle(store.Complete))
-	mux.HandleFunc("POST /v1/policies/{policy}/release", s.httpSettle(store.Release))
-	mux.HandleFunc("POST /v1/policies/{policy}/renew", s.httpSettle(store.Renew))
+	mux.HandleFunc("POST /v1/policies/{policy}/check", s.admitted(s.Limits.MaxBody, s.httpCheck))
+	mux.HandleFunc("POST /v1/policies/{policy}/check:batch", s.admitted(s.Limits.MaxBatchBytes, s.httpCheckBatch))
+	mux.HandleFunc("POST /v1/policies/{policy}/complete", s.admitted(maxSettleBytes, s.httpSettle(store.Complete)))
+	mux.HandleFunc("POST /v1/policies/{policy}/release", s.admitted(maxSettleBytes, s.httpSettle(store.Release)))
+	mux.HandleFunc("POST /v1/policies/{policy}/renew", s.admitted(maxSettleBytes, s.httpSettle(store.Renew)))
 	mux.HandleFunc("GET /v1/policies/{policy}/keys/{key...}", s.httpLookup)
 	mux.HandleFunc("DELETE /v1/policies/{policy}/keys/{key...}", s.httpForget)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {

@@ -32,6 +32,7 @@ type Metrics struct {
 
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
+	refused         *prometheus.CounterVec
 	panics          prometheus.Counter
 
 	reloads     *prometheus.CounterVec
@@ -86,6 +87,8 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"Requests by protocol (http, grpc), route and status code.", "protocol", "route", "code"),
 		requestDuration: histograms("dedupd_request_duration_seconds",
 			"Duration of requests; of a stream, from its start to its end.", latencyBuckets, "protocol", "route"),
+		refused: counters("dedupd_requests_refused_total",
+			"Requests that were answered OVERLOADED, because there was no memory for them.", "protocol"),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "dedupd_panics_total", Help: "Requests that ended in a panic: bugs of dedupd.",
 		}),
@@ -107,7 +110,7 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	m.registry.MustRegister(
 		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
 		m.storePending, m.storeRefused, m.historyLost, m.historySince,
-		m.requests, m.requestDuration, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
+		m.requests, m.requestDuration, m.refused, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
@@ -125,6 +128,13 @@ func gauges(name, help string, labels ...string) *prometheus.GaugeVec {
 
 func histograms(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+}
+
+// watchInFlight has the memory of the requests being answered shown.
+func (m *Metrics) watchInFlight(f *inFlight) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "dedupd_requests_in_flight_bytes", Help: "What the requests being answered are taken to hold in memory.",
+	}, func() float64 { return float64(f.held.Load()) }))
 }
 
 // Handler serves the metrics.

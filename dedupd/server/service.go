@@ -20,6 +20,7 @@ type Limits struct {
 	MaxBatch      int   // messages or settlements of one batch
 	MaxBatchBytes int64 // bytes of one batch as it travels
 	MaxHeader     int   // bytes of a request's headers
+	MaxInFlight   int64 // bytes of all requests being answered; at least of one of the largest and RequestCost
 }
 
 // Options are what a Service is made of. All are required.
@@ -40,6 +41,8 @@ type Service struct {
 	// connection that gets an answer is told to go elsewhere.
 	draining atomic.Bool
 
+	inFlight inFlight
+
 	// stopping is closed when streams are to end.
 	stopping chan struct{}
 
@@ -52,7 +55,12 @@ type Service struct {
 
 // NewService returns a service.
 func NewService(o Options) *Service {
-	return &Service{Options: o, stopping: make(chan struct{}), reloaded: make(chan struct{}, 1)}
+	s := &Service{
+		Options: o, inFlight: inFlight{limit: o.Limits.MaxInFlight},
+		stopping: make(chan struct{}), reloaded: make(chan struct{}, 1),
+	}
+	o.Metrics.watchInFlight(&s.inFlight)
+	return s
 }
 
 func (s *Service) check(ctx context.Context, policy string, requests []engine.Request) ([]engine.Answer, error) {

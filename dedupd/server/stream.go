@@ -18,6 +18,11 @@ import (
 // So an idle stream waits for nothing, a busy one fills its batches by itself, and when the
 // queue is full nothing is received, which the caller feels as flow control.
 func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequest, pb.CheckStreamResponse]) error {
+	if !g.inFlight.take(streamCost) {
+		g.Metrics.refused.WithLabelValues("grpc").Inc()
+		return grpcError(errInFlight)
+	}
+	defer g.inFlight.give(streamCost)
 	q := newQueue(g.Limits)
 	go receive(stream, q)
 	stop := context.AfterFunc(stream.Context(), func() { q.close(stream.Context().Err()) })

@@ -1,0 +1,74 @@
+package server
+
+import (
+	"net/http"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/dedupd/dedup-operator/dedupd/engine"
+)
+
+// What a request, or a stream, is taken to hold in memory beside its body: buffers of its
+// connection, headers, the stack of its goroutine. Counting it bounds how many there are too.
+const (
+	RequestCost = 8 << 10
+	streamCost  = 64 << 10
+)
+
+// inFlight is the memory that the requests being answered hold. What would exceed the bound
+// is refused before its body is read over HTTP, and as soon as it is over gRPC, which reads
+// first: while the store is slow, callers come faster than they go.
+type inFlight struct {
+	limit int64
+	held  atomic.Int64
+}
+
+// take says whether there is room for a request. If so, it is to be given back.
+func (f *inFlight) take(size int64) bool {
+	if f.held.Add(size) > f.limit {
+		f.held.Add(-size)
+		return false
+	}
+	return true
+}
+
+func (f *inFlight) give(size int64) { f.held.Add(-size) }
+
+var errInFlight = &engine.Error{
+	Code:       engine.Overloaded,
+	Message:    "as many requests are being answered as memory is granted for (--max-in-flight); nothing was done: ask again later",
+	RetryAfter: engine.RetryAfter,
+}
+
+// admitted answers requests with bodies of at most limit bytes as long as there is memory for
+// them. A longer one costs nothing: its body is not read.
+func (s *Service) admitted(limit int64, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		size := r.ContentLength
+		switch {
+		case size < 0: // it does not say how long it is
+			size = limit
+		case size > limit:
+			size = 0
+		}
+		size += RequestCost
+		if !s.inFlight.take(size) {
+			s.Metrics.refused.WithLabelValues("http").Inc()
+			writeProblem(w, errInFlight)
+			return
+		}
+		defer s.inFlight.give(size)
+		next(w, r)
+	}
+}
+
+// sizeOf is what a call over gRPC holds: nothing, where it is about no policy.
+func sizeOf(req any) int64 {
+	_, ofPolicy := req.(interface{ GetPolicy() string })
+	m, ok := req.(proto.Message)
+	if !ofPolicy || !ok {
+		return 0
+	}
+	return RequestCost + int64(proto.Size(m))
+}
