@@ -59,44 +59,46 @@ func mark(prev *Entry, op Op, now time.Time) (*Entry, Result) {
 	}
 	// Nothing stands here, or a claim without a live holder from before the policy's mode
 	// was changed, or the attempt's own claim from then.
-	next := &Entry{
-		Record: record.Record{
-			State:     record.Marked,
-			Owner:     op.Token.Owner,
-			FirstSeen: firstSeen(prev, now),
-			Digest:    op.Digest,
-		},
-		ExpiresAt: now.Add(op.TTL),
+	return granted(First(op, now), prev, op, now)
+}
+
+// First is the record that a Mark or Claim leaves under a key of which nothing is known.
+func First(op Op, now time.Time) record.Record {
+	r := record.Record{
+		State:     record.Marked,
+		Owner:     op.Token.Owner,
+		FirstSeen: now.UTC().Truncate(time.Millisecond),
+		Digest:    op.Digest,
 	}
-	return next, Result{Outcome: Granted, Record: next.Record}
+	if op.Verb == Claim {
+		r.State, r.Fence, r.Lease, r.Window = record.Claimed, 1, op.Lease, op.TTL
+	}
+	return r
+}
+
+// granted is the answer to a Mark or Claim that puts next in the place of prev. The time a
+// message was first seen outlives the holders of its record, so that the record's age is the message's.
+func granted(next record.Record, prev *Entry, op Op, now time.Time) (*Entry, Result) {
+	if prev != nil {
+		next.FirstSeen = prev.Record.FirstSeen
+	}
+	return &Entry{Record: next, ExpiresAt: now.Add(op.TTL)}, Result{Outcome: Granted, Record: next}
 }
 
 func claim(prev *Entry, op Op, now time.Time) (*Entry, Result) {
-	fence := uint64(1)
+	next := First(op, now)
 	if prev != nil {
 		if r, refused := refuse(prev, op, now); refused {
 			return prev, r
 		}
-		fence = prev.Record.Fence + 1
+		next.Fence = prev.Record.Fence + 1
 		if prev.Record.State == record.Claimed && prev.Record.Owner == op.Token.Owner {
 			// The same attempt asks again: its answer was lost. The same holder, so the same
 			// fence, and a whole lease, since it is about to be told one.
-			fence = prev.Record.Fence
+			next.Fence = prev.Record.Fence
 		}
 	}
-	next := &Entry{
-		Record: record.Record{
-			State:     record.Claimed,
-			Owner:     op.Token.Owner,
-			FirstSeen: firstSeen(prev, now),
-			Fence:     fence,
-			Lease:     op.Lease,
-			Window:    op.TTL,
-			Digest:    op.Digest,
-		},
-		ExpiresAt: now.Add(op.TTL),
-	}
-	return next, Result{Outcome: Granted, Record: next.Record}
+	return granted(next, prev, op, now)
 }
 
 // refuse says whether what stands under the key keeps an attempt from having it. A released
@@ -173,12 +175,4 @@ func lookup(prev *Entry, now time.Time) Result {
 		r.RetryAfter = max(prev.leaseLeft(now), 0)
 	}
 	return r
-}
-
-// firstSeen outlives the holders of a record, so that its age is that of the message.
-func firstSeen(prev *Entry, now time.Time) time.Time {
-	if prev != nil {
-		return prev.Record.FirstSeen
-	}
-	return now.UTC().Truncate(time.Millisecond)
 }

@@ -30,12 +30,12 @@ import (
 func (s *Store) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
-	b := &batch{ctx: ctx, store: s, ops: ops, results: results}
-	for calls := b.first(); len(calls) > 0; {
+	b := &batch{ctx: ctx, store: s, ops: ops, results: results, now: s.clock.Now()}
+	for calls := b.lay(); len(calls) > 0; {
 		s.send(ctx, calls)
-		var again []*call
-		for _, c := range calls {
-			again = append(again, b.settle(c)...)
+		var again []call
+		for i := range calls {
+			again = append(again, b.settle(&calls[i])...)
 		}
 		calls = slices.Concat(again, b.deferred())
 	}
@@ -47,26 +47,27 @@ type batch struct {
 	store   *Store
 	ops     []store.Op
 	results []store.Result
+	now     time.Time // the server's, as far as it is known
 
-	keys map[string]*keyed
-	late []*keyed // those with something for the second pipeline, each once
+	first []int32  // of each operation, the first of the batch on its key
+	keys  []*keyed // by that first; nil for a key of which this operation is all there is to know
+	late  []*keyed // those with something for the second pipeline, each once
 }
 
 // keyed is one key's operations in a batch.
 type keyed struct {
-	scripted *call // the script call of the first pipeline, which later operations join
+	scripted bool  // its operations of the first pipeline are a script's
+	indices  []int // these
 	met      []int // native commands that have not decided
 	after    []int // operations that come after native ones
 	late     bool  // it is in batch.late
 }
 
-// call is a command of a pipeline and the operations, all on one key, that it answers.
+// call is a command of a pipeline and the operations that it answers: one, or those of a
+// script, which is the same for all their keys.
 type call struct {
 	indices []int
 	cmd     redis.Cmder
-
-	// fresh is the result of a native Mark or Claim if nothing stood under the key.
-	fresh store.Result
 
 	// script is run by a script call; whole says that the server is sent its source, because
 	// it does not know it by name.
@@ -74,35 +75,50 @@ type call struct {
 	whole  bool
 }
 
-// first lays out the first pipeline.
-func (b *batch) first() []*call {
-	b.keys = make(map[string]*keyed, len(b.ops))
-	calls := make([]*call, 0, len(b.ops))
-	for i, op := range b.ops {
-		k := b.keys[op.Key]
-		acquires := op.Verb == store.Mark || op.Verb == store.Claim
+// lay lays out the first pipeline.
+func (b *batch) lay() []call {
+	b.first, b.keys = firstOfKeys(b.ops), make([]*keyed, len(b.ops))
+	calls := make([]call, 0, len(b.ops))
+	natives := natives{b: b}
+	var scripted []*keyed
+	for i := range b.ops {
+		acquires := b.ops[i].Verb == store.Mark || b.ops[i].Verb == store.Claim
+		k := b.keys[b.first[i]]
 		switch {
-		case k == nil:
-			k = &keyed{}
-			b.keys[op.Key] = k
-			c := &call{indices: []int{i}}
-			if !acquires {
-				k.scripted = c
-			}
-			calls = append(calls, c)
-		case k.scripted != nil:
-			k.scripted.indices = append(k.scripted.indices, i)
-		case acquires && len(k.after) == 0:
-			calls = append(calls, &call{indices: []int{i}})
+		case int(b.first[i]) == i && acquires:
+			calls = append(calls, natives.call(i))
+		case int(b.first[i]) == i:
+			k = b.keyed(i)
+			k.scripted, k.indices = true, []int{i}
+			scripted = append(scripted, k)
+		case k != nil && k.scripted:
+			k.indices = append(k.indices, i)
+		case acquires && (k == nil || len(k.after) == 0):
+			calls = append(calls, natives.call(i))
 		default:
+			k = b.keyed(i)
 			k.after = append(k.after, i)
 			b.putOff(k)
 		}
 	}
-	for _, c := range calls {
-		b.command(c)
+	for _, k := range scripted {
+		if i := k.indices[0]; len(k.indices) == 1 && b.ops[i].Verb == store.Forget {
+			calls = append(calls, call{indices: k.indices, cmd: redis.NewIntCmd(b.ctx, "del", b.ops[i].Key)})
+			continue
+		}
+		calls = append(calls, b.scriptCall(k.indices))
 	}
 	return calls
+}
+
+// keyed returns the state of an operation's key.
+func (b *batch) keyed(i int) *keyed {
+	k := b.keys[b.first[i]]
+	if k == nil {
+		k = &keyed{}
+		b.keys[b.first[i]] = k
+	}
+	return k
 }
 
 func (b *batch) putOff(k *keyed) {
@@ -113,34 +129,22 @@ func (b *batch) putOff(k *keyed) {
 }
 
 // deferred lays out the script calls of what has been put off.
-func (b *batch) deferred() []*call {
-	var calls []*call
+func (b *batch) deferred() []call {
+	var calls []call
 	for _, k := range b.late {
-		c := &call{indices: append(k.met, k.after...)}
-		b.scriptCommand(c)
-		calls = append(calls, c)
+		calls = append(calls, b.scriptCall(append(k.met, k.after...)))
 	}
 	b.late = nil
 	return calls
 }
 
-// command gives a call of the first pipeline its command.
-func (b *batch) command(c *call) {
-	op := b.ops[c.indices[0]]
-	switch {
-	case op.Verb == store.Mark || op.Verb == store.Claim:
-		entry, fresh := store.Transition(nil, op, b.store.clock.Now())
-		c.fresh = fresh
-		c.cmd = redis.NewStringCmd(b.ctx, "set", op.Key, entry.Record.Append(nil), "nx", "get", "px", op.TTL.Milliseconds())
-	case op.Verb == store.Forget && len(c.indices) == 1:
-		c.cmd = redis.NewIntCmd(b.ctx, "del", op.Key)
-	default:
-		b.scriptCommand(c)
-	}
+func (b *batch) scriptCall(indices []int) call {
+	c := call{indices: indices, script: scriptFor(b.ops, indices)}
+	b.scriptCommand(&c)
+	return c
 }
 
 func (b *batch) scriptCommand(c *call) {
-	c.script = scriptFor(b.ops, c.indices)
 	args := make([]any, 0, 4+argsPerOp*len(c.indices))
 	if c.whole {
 		args = append(args, "eval", c.script.source)
@@ -149,17 +153,19 @@ func (b *batch) scriptCommand(c *call) {
 	}
 	args = append(args, 1, b.ops[c.indices[0]].Key)
 	for _, i := range c.indices {
-		args = appendArgs(args, b.ops[i], b.store.clock.Now())
+		args = appendArgs(args, b.ops[i], b.now)
 	}
 	c.cmd = redis.NewSliceCmd(b.ctx, args...)
 }
 
 // send runs a pipeline. Every command has its answer or its error afterwards.
-func (s *Store) send(ctx context.Context, calls []*call) {
+func (s *Store) send(ctx context.Context, calls []call) {
 	pipe := s.client.Pipeline()
-	for _, c := range calls {
-		_ = pipe.Process(ctx, c.cmd) // queues; the error is that of the command
+	queue := make([]redis.Cmder, len(calls))
+	for i := range calls {
+		queue[i] = calls[i].cmd
 	}
+	_ = pipe.BatchProcess(ctx, queue...) // queues; the error is that of the command
 	cmds, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c redis.Cmder) bool { return c.Err() != nil }) {
 		// There was no connection, and the reason is what a server or sentinel answered, such
@@ -174,7 +180,7 @@ func (s *Store) send(ctx context.Context, calls []*call) {
 
 // settle sets the results of a call, puts off the operations that it has not decided, and
 // returns the call that has to follow, if any.
-func (b *batch) settle(c *call) []*call {
+func (b *batch) settle(c *call) []call {
 	switch cmd := c.cmd.(type) {
 	case *redis.StringCmd:
 		b.settleNative(c, cmd)
@@ -183,9 +189,9 @@ func (b *batch) settle(c *call) []*call {
 	case *redis.SliceCmd:
 		if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") && !c.whole {
 			// The server was restarted, or someone emptied its cache. EVAL fills it again.
-			again := &call{indices: c.indices, whole: true}
-			b.scriptCommand(again)
-			return []*call{again}
+			again := call{indices: c.indices, script: c.script, whole: true}
+			b.scriptCommand(&again)
+			return []call{again}
 		}
 		b.settleScript(c, cmd)
 	}
@@ -195,10 +201,10 @@ func (b *batch) settle(c *call) []*call {
 // settleNative decides a Mark or Claim by what its command found.
 func (b *batch) settleNative(c *call, cmd *redis.StringCmd) {
 	i := c.indices[0]
-	op := b.ops[i]
+	op := &b.ops[i]
 	found, err := cmd.Bytes()
 	if err == redis.Nil { //nolint:errorlint // only the bare error is the command's own answer
-		b.results[i] = c.fresh
+		b.results[i] = store.Result{Outcome: store.Granted, Record: store.First(*op, b.now)}
 		return
 	}
 	if err != nil {
@@ -210,11 +216,13 @@ func (b *batch) settleNative(c *call, cmd *redis.StringCmd) {
 		b.fail(c.indices, err)
 		return
 	}
-	k := b.keys[op.Key]
-	if r, decided := decide(rec, op); decided && len(k.met) == 0 {
+	// A command whose key an earlier one of the batch has put off is put off as well.
+	k := b.keys[b.first[i]]
+	if r, decided := decide(rec, *op); decided && (k == nil || len(k.met) == 0) {
 		b.results[i] = r
 		return
 	}
+	k = b.keyed(i)
 	k.met = append(k.met, i)
 	b.putOff(k)
 }

@@ -55,8 +55,7 @@ func appendArgs(args []any, op store.Op, now time.Time) []any {
 	var subject, terms []byte
 	switch op.Verb {
 	case store.Mark, store.Claim:
-		_, fresh := store.Transition(nil, op, now)
-		subject = fresh.Record.Append(nil)
+		subject = store.First(op, now).Append(nil)
 	case store.Complete, store.Release, store.Renew:
 		subject = binary.BigEndian.AppendUint64(op.Token.Owner[:], op.Token.Fence)
 		terms = settledTerms(op)
