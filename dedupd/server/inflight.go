@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
@@ -22,6 +23,7 @@ const (
 type inFlight struct {
 	limit int64
 	held  atomic.Int64
+	shown prometheus.Gauge
 }
 
 // take says whether there is room for a request. If so, it is to be given back.
@@ -30,10 +32,14 @@ func (f *inFlight) take(size int64) bool {
 		f.held.Add(-size)
 		return false
 	}
+	f.shown.Add(float64(size))
 	return true
 }
 
-func (f *inFlight) give(size int64) { f.held.Add(-size) }
+func (f *inFlight) give(size int64) {
+	f.held.Add(-size)
+	f.shown.Sub(float64(size))
+}
 
 var errInFlight = &engine.Error{
 	Code:       engine.Overloaded,

@@ -33,6 +33,7 @@ type Metrics struct {
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
 	refused         *prometheus.CounterVec
+	inFlight        prometheus.Gauge
 	panics          prometheus.Counter
 
 	reloads     *prometheus.CounterVec
@@ -89,6 +90,9 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"Duration of requests; of a stream, from its start to its end.", latencyBuckets, "protocol", "route"),
 		refused: counters("dedupd_requests_refused_total",
 			"Requests that were answered OVERLOADED, because there was no memory for them.", "protocol"),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "dedupd_requests_in_flight_bytes", Help: "What the requests being answered are taken to hold in memory.",
+		}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "dedupd_panics_total", Help: "Requests that ended in a panic: bugs of dedupd.",
 		}),
@@ -110,7 +114,7 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	m.registry.MustRegister(
 		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
 		m.storePending, m.storeRefused, m.historyLost, m.historySince,
-		m.requests, m.requestDuration, m.refused, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
+		m.requests, m.requestDuration, m.refused, m.inFlight, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
@@ -128,13 +132,6 @@ func gauges(name, help string, labels ...string) *prometheus.GaugeVec {
 
 func histograms(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
-}
-
-// watchInFlight has the memory of the requests being answered shown.
-func (m *Metrics) watchInFlight(f *inFlight) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "dedupd_requests_in_flight_bytes", Help: "What the requests being answered are taken to hold in memory.",
-	}, func() float64 { return float64(f.held.Load()) }))
 }
 
 // Handler serves the metrics.

@@ -55,12 +55,11 @@ type Service struct {
 
 // NewService returns a service.
 func NewService(o Options) *Service {
-	s := &Service{
-		Options: o, inFlight: inFlight{limit: o.Limits.MaxInFlight},
+	return &Service{
+		Options:  o,
+		inFlight: inFlight{limit: o.Limits.MaxInFlight, shown: o.Metrics.inFlight},
 		stopping: make(chan struct{}), reloaded: make(chan struct{}, 1),
 	}
-	o.Metrics.watchInFlight(&s.inFlight)
-	return s
 }
 
 func (s *Service) check(ctx context.Context, policy string, requests []engine.Request) ([]engine.Answer, error) {
