@@ -18,7 +18,7 @@ const module = "github.com/dedupd/dedup-operator"
 var levels = [][]string{
 	{"api/v1alpha1", "dedupd/key", "dedupd/record", "dedupd/status", "dedupd/proto/v1"},
 	{"dedupd/policy", "dedupd/message", "dedupd/client"},
-	{"dedupd/store", "dedupd/podspec"},
+	{"dedupd/store", "dedupd/store/faulttest", "dedupd/podspec"},
 	{"dedupd/store/memory", "dedupd/store/redis", "dedupd/store/gather", "dedupd/store/storetest", "dedupd/engine", "controllers/render", "webhook", "webhook/certs"},
 	{"dedupd/server", "controllers"},
 	{".", "dedupd"},

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Proxy stands between a client and a server and lets replies get lost.
+// Proxy stands between a client and a server and lets requests and replies go wrong.
 type Proxy struct {
 	// Addr is where the proxy listens.
 	Addr string
@@ -19,24 +19,32 @@ type Proxy struct {
 	target string
 	mu     sync.Mutex
 	rule   Rule           // guarded by mu
+	before Rule           // guarded by mu
 	conns  []io.Closer    // guarded by mu
 	group  sync.WaitGroup // the connections at work
 }
 
-// Rule says what becomes of a reply: the request that it answers goes in, its arguments as
-// they were sent; what comes out is done with the reply, which the server has given already.
+// Rule says what becomes of a request, whose arguments go in as they were sent, or of the
+// reply to it.
 type Rule func(request []string) Fate
 
-// Fate is what becomes of a reply.
+// Fate is what becomes of a request or a reply. The zero Fate passes it on.
 type Fate struct {
-	// Drop closes the connection in the reply's place.
+	// Drop closes the connection in the reply's place, or without passing the request on.
 	Drop bool
 
-	// Say is sent in the reply's place, such as "-LOADING ...\r\n".
+	// Say is sent in the reply's place, such as "-LOADING ...\r\n". To a request it is the
+	// reply, and the server does not learn of it.
 	Say string
 
-	// Delay is how long the reply is kept.
+	// Delay is how long the request or the reply is kept.
 	Delay time.Duration
+
+	// Truncate closes the connection after half of the reply.
+	Truncate bool
+
+	// HalfClose ends what the client gets, and goes on passing its requests to the server.
+	HalfClose bool
 }
 
 // StartProxy starts a proxy before target that passes everything.
@@ -60,11 +68,20 @@ func StartProxy(tb testing.TB, target string) *Proxy {
 	return p
 }
 
-// Set sets the rule for the replies to come; nil passes everything.
+// Set sets the rule for the replies to come; nil passes everything. A reply exists, and so the
+// server has carried out its request, before the rule is asked.
 func (p *Proxy) Set(rule Rule) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rule = rule
+}
+
+// SetBefore sets the rule for the requests to come; nil passes everything. It is asked before
+// the server learns of the request.
+func (p *Proxy) SetBefore(rule Rule) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.before = rule
 }
 
 // DropOnce is a rule that drops the reply to the nth request of a command, counted from one,
@@ -99,59 +116,135 @@ func (p *Proxy) accept(l net.Listener) {
 		p.mu.Lock()
 		p.conns = append(p.conns, client, server)
 		p.mu.Unlock()
-		requests := make(chan []string, 1<<16)
-		p.group.Go(func() {
-			defer func() { _ = server.Close() }()
-			defer close(requests)
-			forward(server, bufio.NewReader(client), requests)
-		})
-		p.group.Go(func() {
-			defer func() { _ = client.Close() }()
-			p.answer(client, bufio.NewReader(server), requests)
-		})
+		c := &conn{
+			proxy: p, client: client.(*net.TCPConn), server: server,
+			asked: make(chan asked, 1<<16), replies: make(chan []byte), gone: make(chan struct{}), ended: make(chan struct{}),
+		}
+		p.group.Go(c.forward)
+		p.group.Go(c.listen)
+		p.group.Go(c.answer)
 	}
+}
+
+// conn is one connection through the proxy.
+type conn struct {
+	proxy   *Proxy
+	client  *net.TCPConn
+	server  net.Conn
+	asked   chan asked    // the requests in their order; closed when there will be no more
+	replies chan []byte   // the server's; closed when there will be no more
+	gone    chan struct{} // closed when the last reply has been taken
+	ended   chan struct{} // closed when nobody answers any more
+}
+
+// asked is a request, and what is said to it if the server does not learn of it.
+type asked struct {
+	request []string
+	say     string
 }
 
 // forward passes requests on, and notes each.
-func forward(server io.Writer, client *bufio.Reader, requests chan<- []string) {
+func (c *conn) forward() {
+	defer close(c.asked)
+	requests := bufio.NewReader(c.client)
 	for {
-		raw, args, err := readValue(client, nil, nil)
+		raw, args, err := readValue(requests, nil, nil)
 		if err != nil {
 			return
 		}
-		requests <- args
-		if _, err := server.Write(raw); err != nil {
+		fate := c.proxy.fate(func(p *Proxy) Rule { return p.before }, args)
+		time.Sleep(fate.Delay)
+		if fate.Drop {
+			return
+		}
+		c.asked <- asked{args, fate.Say}
+		if fate.Say != "" {
+			continue
+		}
+		if _, err := c.server.Write(raw); err != nil {
 			return
 		}
 	}
 }
 
-// answer passes replies on as the rule says. A reply exists, and so the server has carried
-// out its request, before the rule is asked.
-func (p *Proxy) answer(client io.Writer, server *bufio.Reader, requests <-chan []string) {
+// listen reads the server's replies until it closes the connection.
+func (c *conn) listen() {
+	defer close(c.gone)
+	defer close(c.replies)
+	replies := bufio.NewReader(c.server)
 	for {
-		raw, _, err := readValue(server, nil, nil)
+		raw, _, err := readValue(replies, nil, nil)
 		if err != nil {
 			return
 		}
-		p.mu.Lock()
-		rule := p.rule
-		p.mu.Unlock()
-		request := <-requests
-		if rule != nil {
-			fate := rule(request)
-			if fate.Drop {
-				return
-			}
-			if fate.Say != "" {
-				raw = []byte(fate.Say)
-			}
-			time.Sleep(fate.Delay)
-		}
-		if _, err := client.Write(raw); err != nil {
+		select {
+		case c.replies <- raw:
+		case <-c.ended:
 			return
 		}
 	}
+}
+
+// answer gives the client the replies, in the order of its requests.
+func (c *conn) answer() {
+	defer func() {
+		close(c.ended)
+		_ = c.server.Close()
+		_ = c.client.Close()
+	}()
+	deaf := false
+	for {
+		raw, fate, ok := c.next()
+		if !ok {
+			return
+		}
+		time.Sleep(fate.Delay)
+		switch {
+		case fate.Drop:
+			return
+		case fate.Say != "":
+			raw = []byte(fate.Say)
+		case fate.Truncate:
+			raw = raw[:len(raw)/2]
+		case fate.HalfClose && !deaf:
+			deaf = true
+			_ = c.client.CloseWrite()
+		}
+		if deaf {
+			continue
+		}
+		if _, err := c.client.Write(raw); err != nil || fate.Truncate {
+			return
+		}
+	}
+}
+
+// next waits for the reply to the next request, and asks the rule for its fate. The server's
+// end of the connection ends the client's, also while nothing is asked.
+func (c *conn) next() ([]byte, Fate, bool) {
+	select {
+	case a, ok := <-c.asked:
+		if !ok || a.say != "" {
+			return []byte(a.say), Fate{}, ok
+		}
+		raw, ok := <-c.replies
+		if !ok {
+			return nil, Fate{}, false
+		}
+		return raw, c.proxy.fate(func(p *Proxy) Rule { return p.rule }, a.request), true
+	case <-c.gone:
+		return nil, Fate{}, false
+	}
+}
+
+func (p *Proxy) fate(which func(*Proxy) Rule, request []string) Fate {
+	p.mu.Lock()
+	rule := which(p)
+	p.mu.Unlock()
+	if rule == nil {
+		return Fate{}
+	}
+	return rule(request)
 }
 
 var errProtocol = errors.New("not the Redis protocol")
