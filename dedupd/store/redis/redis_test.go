@@ -81,5 +81,10 @@ func fixtures(addr string, edit ...func(*redis.Options)) func(testing.TB) storet
 
 func TestConformance(t *testing.T) {
 	server := redistest.Start(t)
-	storetest.Run(t, fixtures(server.Addr))
+	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+		tb.Helper()
+		f := fixtures(server.Addr)(tb)
+		f.Faulty = overFaults(tb, server.Addr)
+		return f
+	})
 }

@@ -1,124 +1,229 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/anishathalye/porcupine"
 
 	"github.com/dedupd/dedup-operator/dedupd/record"
 	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/faulttest"
 )
 
 var linearChecks = []check{
 	{"concurrent histories are linearizable, each key by store.Transition", func(s *session) {
-		for seed := range uint64(linearRounds) {
-			s.linear(seed)
+		s.linear(workload{name: "lasting", lease: lease, ttl: ttl})
+	}},
+	{"concurrent histories are linearizable while leases and records run out", func(s *session) {
+		s.linear(workload{name: "lapsing", lease: lapsing, ttl: expiring, pauses: true})
+	}},
+	{"concurrent histories are linearizable although answers get lost and operations are repeated", func(s *session) {
+		s.linear(workload{name: "lossy", lease: lapsing, ttl: expiring, pauses: true, link: s.lossy})
+		if s.Faulty != nil {
+			s.linear(workload{name: "faulty", lease: lapsing, ttl: expiring, pauses: true, link: s.Faulty})
 		}
 	}},
 }
 
 // Few keys, so that the clients meet; few operations on each, since whether a history is
-// linearizable takes exponential time to decide in the worst case.
+// linearizable takes exponential time to decide in the worst case. More keys where outcomes
+// are not known: each of those doubles it.
 const (
 	linearRounds  = 6
 	linearClients = 6
 	linearSteps   = 30
 	linearKeys    = 3
+	faultyKeys    = 6
 )
+
+// What runs out while the clients work: each of them pauses for up to longestPause between two
+// operations, so that a lease is taken over as often as it is settled.
+const (
+	lapsing      = 40 * time.Millisecond
+	expiring     = 120 * time.Millisecond
+	longestPause = 15 * time.Millisecond
+)
+
+// workload is what the clients do.
+type workload struct {
+	name       string // keeps its keys apart from those of others
+	lease, ttl time.Duration
+	pauses     bool
+
+	// link is how each client reaches the store, by its seed; nil if nothing goes wrong.
+	link func(seed uint64) (s store.Store, repeats func() int)
+}
 
 // linear lets clients work at once, each on its own, and then looks for an order of their
 // operations, within what each of them saw, in which store.Transition gives the same answers.
-func (s *session) linear(seed uint64) {
-	if s.err != nil {
-		return
-	}
-	begun := time.Now()
-	histories := make([][]porcupine.Operation, linearClients)
-	var group sync.WaitGroup
-	for client := range linearClients {
-		group.Go(func() { histories[client] = s.client(seed, client, begun) })
-	}
-	group.Wait()
-	var history []porcupine.Operation
-	for _, h := range histories {
-		history = append(history, h...)
-	}
-	switch porcupine.CheckOperationsTimeout(transitionModel, history, deadline/4) {
-	case porcupine.Illegal:
-		s.failf("seed %d: no order of the %d operations explains their answers", seed, len(history))
-	case porcupine.Unknown:
-		s.failf("seed %d: not decided in %s whether the %d operations are linearizable", seed, deadline/4, len(history))
-	case porcupine.Ok:
+func (s *session) linear(w workload) {
+	first := faulttest.NewSeed()
+	for round := range uint64(linearRounds) {
+		if s.err != nil {
+			return
+		}
+		run := &run{session: s, workload: w, seed: first + round, begun: time.Now()}
+		histories := make([][]porcupine.Operation, linearClients)
+		var group sync.WaitGroup
+		for client := range linearClients {
+			group.Go(func() { histories[client] = run.client(client) })
+		}
+		group.Wait()
+		if err := run.judge(slices.Concat(histories...)); err != nil {
+			s.failf("%w\n%s", err, faulttest.Replay(first))
+		}
 	}
 }
 
+// run is one round of a workload.
+type run struct {
+	*session
+	workload
+	seed  uint64
+	begun time.Time
+
+	// Of a clock that is moved: how far it has been moved for sure, and at most.
+	moved, moving atomic.Int64
+}
+
+// before is a time of the store that has passed already; after one that has not yet.
+func (r *run) before() time.Duration {
+	if r.Advance != nil {
+		return time.Duration(r.moved.Load())
+	}
+	return time.Since(r.begun)
+}
+
+func (r *run) after() time.Duration {
+	if r.Advance != nil {
+		return time.Duration(r.moving.Load())
+	}
+	return time.Since(r.begun)
+}
+
+func (r *run) pass(d time.Duration) {
+	if r.Advance == nil {
+		select {
+		case <-time.After(d):
+		case <-r.ctx.Done():
+		}
+		return
+	}
+	r.moving.Add(int64(d))
+	r.Advance(d)
+	r.moved.Add(int64(d))
+}
+
+// errRepeated is the unknown outcome of an operation's other executions.
+var errRepeated = errors.New("a link that failed may have had it carried out once more")
+
 // client is one client at work: random operations, with tokens that it was granted or that it
-// has seen. Nothing it does depends on time.
-func (s *session) client(seed uint64, client int, begun time.Time) []porcupine.Operation {
-	random := rand.New(rand.NewPCG(seed, uint64(client)))
+// has seen. What it does next depends on its seed, and on nothing but the answers.
+func (r *run) client(number int) []porcupine.Operation {
+	seed := r.seed<<8 + uint64(number)
+	random := rand.New(rand.NewPCG(seed, 0))
+	link, repeats := r.Store, func() int { return 0 }
+	if r.link != nil {
+		link, repeats = r.link(seed)
+	}
 	seen := map[string]record.Token{}
 	history := make([]porcupine.Operation, 0, linearSteps)
 	for step := range linearSteps {
-		key := fmt.Sprintf("%d:%d", seed, random.IntN(linearKeys))
-		// Claims more often than anything else, or there would be little to settle.
-		verb := []store.Verb{
-			store.Claim, store.Claim, store.Claim, store.Mark, store.Complete, store.Release, store.Renew, store.Lookup, store.Forget,
-		}[random.IntN(9)]
-		op := s.settle(verb, key, fmt.Sprint(client, step), 1)
-		op.Lease = lease
-		if token, ok := seen[key]; ok && (verb != store.Mark && verb != store.Claim || random.IntN(4) == 0) {
-			op.Token = token
+		if r.pauses && random.IntN(2) == 0 {
+			r.pass(time.Duration(random.Int64N(int64(longestPause))).Truncate(time.Millisecond))
 		}
+		op := r.random(random, fmt.Sprint(r.seed, number, step), seen)
 		results := make([]store.Result, 1)
-		called := time.Since(begun)
-		s.Store.Apply(s.ctx, []store.Op{op}, results)
-		history = append(history, porcupine.Operation{
-			ClientId: client, Input: op, Call: int64(called), Output: results[0], Return: int64(time.Since(begun)),
-		})
-		if r := results[0].Record; r.State != 0 {
-			seen[key] = record.Token{Owner: r.Owner, Fence: r.Fence}
+		failed, called, from := repeats(), time.Since(r.begun), r.before()
+		link.Apply(r.ctx, []store.Op{op}, results)
+		one := porcupine.Operation{
+			ClientId: number, Input: asked{op, span{from, r.after()}}, Call: int64(called),
+			Output: results[0], Return: int64(time.Since(r.begun)),
+		}
+		open := one
+		open.Input, open.Return = asked{op, span{from, forever}}, int64(forever)
+		if results[0].Err != nil {
+			one = open
+		}
+		history = append(history, one)
+		for range repeats() - failed {
+			open.Output = store.Result{Err: errRepeated}
+			history = append(history, open)
+		}
+		if rec := results[0].Record; rec.State != 0 {
+			seen[op.Key] = record.Token{Owner: rec.Owner, Fence: rec.Fence}
 		}
 	}
 	return history
 }
 
-// transitionModel is store.Transition at one moment, over the record under one key. Times of
-// first sight differ from clock to clock and are left out.
-var transitionModel = porcupine.Model{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		byKey := map[string][]porcupine.Operation{}
-		for _, o := range history {
-			key := o.Input.(store.Op).Key
-			byKey[key] = append(byKey[key], o)
-		}
-		return slices.Collect(maps.Values(byKey))
-	},
-	Init: func() any { return record.Record{} },
-	Step: func(state, input, output any) (bool, any) {
-		prev, op, got := state.(record.Record), input.(store.Op), output.(store.Result)
-		now := time.UnixMilli(0)
-		var entry *store.Entry
-		if prev.State != 0 {
-			entry = &store.Entry{Record: prev, ExpiresAt: now.Add(ttl)}
-		}
-		next, want := store.Transition(entry, op, now)
-		same := got.Err == nil && got.Outcome == want.Outcome && timeless(got.Record) == timeless(want.Record)
-		if next == nil {
-			return same, record.Record{}
-		}
-		return same, timeless(next.Record)
-	},
-	DescribeOperation: func(input, output any) string {
-		return fmt.Sprintf("%s -> %s", describe(input.(store.Op)), name(output.(store.Result).Outcome))
-	},
+// random is a random operation: claims more often than anything else, or there would be
+// little to settle.
+func (r *run) random(random *rand.Rand, attempt string, seen map[string]record.Token) store.Op {
+	verb := []store.Verb{
+		store.Claim, store.Claim, store.Claim, store.Mark, store.Complete, store.Release, store.Renew, store.Lookup, store.Forget,
+	}[random.IntN(9)]
+	keys := linearKeys
+	if r.link != nil {
+		keys = faultyKeys
+	}
+	op := r.settle(verb, fmt.Sprintf("%s:%d:%d", r.name, r.seed, random.IntN(keys)), attempt, 1)
+	op.TTL, op.Lease = r.ttl, r.lease
+	if token, ok := seen[op.Key]; ok && (verb != store.Mark && verb != store.Claim || random.IntN(4) == 0) {
+		op.Token = token
+	}
+	return op
 }
 
-func timeless(r record.Record) record.Record {
-	r.FirstSeen = time.Time{}
-	return r
+// judge says whether the history of each key is linearizable.
+func (r *run) judge(history []porcupine.Operation) error {
+	byKey := map[string][]porcupine.Operation{}
+	for _, o := range history {
+		op := o.Input.(asked).op
+		if op.Verb == store.Lookup && o.Output.(store.Result).Err != nil {
+			continue // says nothing and has changed nothing
+		}
+		byKey[op.Key] = append(byKey[op.Key], o)
+	}
+	for _, operations := range byKey {
+		model := timedModel.ToModel()
+		switch result, info := porcupine.CheckOperationsVerbose(model, operations, deadline/4); result {
+		case porcupine.Illegal:
+			return fmt.Errorf("no order of these %d operations explains their answers:\n%s", len(operations), explain(operations, info))
+		case porcupine.Unknown:
+			return fmt.Errorf("not decided in %s whether these %d operations are linearizable:\n%s", deadline/4, len(operations), explain(operations, info))
+		case porcupine.Ok:
+		}
+	}
+	return nil
+}
+
+// explain lists a history: the operations of the longest order that was found, in that order,
+// and then those that do not fit behind it.
+func explain(operations []porcupine.Operation, info porcupine.LinearizationInfo) string {
+	var longest []porcupine.Operation
+	for _, partial := range info.PartialLinearizationsOperations()[0] {
+		if len(partial) > len(longest) {
+			longest = partial
+		}
+	}
+	var b strings.Builder
+	for _, o := range longest {
+		b.WriteString("  " + describeAsked(o.Input.(asked), o.Output.(store.Result)) + "\n")
+	}
+	b.WriteString("and then none of\n")
+	slices.SortFunc(operations, func(x, y porcupine.Operation) int { return int(x.Call - y.Call) })
+	for _, o := range operations {
+		if !slices.Contains(longest, o) {
+			b.WriteString("  " + describeAsked(o.Input.(asked), o.Output.(store.Result)) + "\n")
+		}
+	}
+	return b.String()
 }

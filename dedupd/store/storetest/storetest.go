@@ -23,6 +23,13 @@ type Fixture struct {
 	// Advance moves the store's clock forward. Nil if the store runs on a clock that cannot
 	// be moved: the suite then waits for short leases and expiries to pass.
 	Advance func(d time.Duration)
+
+	// Faulty returns the same store over a link of its own that fails as the seed says, and
+	// that closes with the test. repeats is how often so far something went wrong that may
+	// have had an operation carried out once more than it was asked for, now or later: a
+	// driver that sends again what was not answered. Nil: the suite loses answers by itself,
+	// above the driver, and the driver's own repeats are not put to the test.
+	Faulty func(seed uint64) (s store.Store, repeats func() int)
 }
 
 // Run runs every check against a fixture of its own.

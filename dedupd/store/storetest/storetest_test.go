@@ -96,6 +96,28 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 			},
 			"the token of a holder that was taken over is stale",
 		},
+		"an owner that is not compared on release and renewal": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					if (op.Verb == store.Release || op.Verb == store.Renew) && live(prev, now) {
+						op.Token = record.Token{Owner: prev.Record.Owner, Fence: prev.Record.Fence}
+					}
+					return store.Transition(prev, op, now)
+				}
+			},
+			"only the holder settles: another owner or another fence is stale and changes nothing",
+		},
+		"an owner that is not compared by any settlement": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					if op.Verb != store.Mark && op.Verb != store.Claim && live(prev, now) {
+						op.Token = record.Token{Owner: prev.Record.Owner, Fence: prev.Record.Fence}
+					}
+					return store.Transition(prev, op, now)
+				}
+			},
+			"concurrent histories are linearizable, each key by store.Transition",
+		},
 		"a fence that is not compared": {
 			func(f *fake) {
 				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
@@ -114,6 +136,59 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 		"leases by a caller's clock that is an hour behind": {
 			func(f *fake) { f.transition = byClock(func(now time.Time) time.Time { return now.Add(-time.Hour) }) },
 			"a claim is taken over when its lease has run out and not before, with a higher fence",
+		},
+		"leases by the clocks of callers, of which some are ahead": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					ahead := time.Duration(op.Token.Owner[0]%2) * lapsing / 2
+					return byClock(func(now time.Time) time.Time { return now.Add(ahead) })(prev, op, now)
+				}
+			},
+			"concurrent histories are linearizable while leases and records run out",
+		},
+		"a takeover a quarter of the lease too early": {
+			func(f *fake) { f.transition = shorter(func(r *record.Record) time.Duration { return r.Lease / 4 }) },
+			"concurrent histories are linearizable while leases and records run out",
+		},
+		"a takeover a quarter of the lease too late": {
+			func(f *fake) { f.transition = shorter(func(r *record.Record) time.Duration { return -r.Lease / 4 }) },
+			"concurrent histories are linearizable while leases and records run out",
+		},
+		"a record that is forgotten before its time": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					next, r := store.Transition(prev, op, now)
+					if next != nil && next != prev {
+						next.ExpiresAt = next.ExpiresAt.Add(-op.TTL / 4)
+					}
+					return next, r
+				}
+			},
+			"concurrent histories are linearizable while leases and records run out",
+		},
+		"a set-if-absent that takes its own record for another's": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					if op.Verb == store.Mark && live(prev, now) && prev.Record.State == record.Marked {
+						return prev, store.Result{Outcome: store.Seen, Record: prev.Record}
+					}
+					return store.Transition(prev, op, now)
+				}
+			},
+			"concurrent histories are linearizable although answers get lost and operations are repeated",
+		},
+		"a repeated claim that is another holder": {
+			func(f *fake) {
+				f.transition = func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+					next, r := store.Transition(prev, op, now)
+					if op.Verb == store.Claim && r.Outcome == store.Granted && live(prev, now) {
+						next.Record.Fence = prev.Record.Fence + 1
+						r.Record = next.Record
+					}
+					return next, r
+				}
+			},
+			"concurrent histories are linearizable although answers get lost and operations are repeated",
 		},
 		"a lease that starts when it is asked for": {
 			func(f *fake) {
@@ -327,6 +402,7 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var found []string
 			for _, c := range checks() {
 				f := newFake()
@@ -340,6 +416,46 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 			}
 			t.Errorf("not found by %q; found by %q", test.foundBy, found)
 		})
+	}
+}
+
+// shorter is Transition with a lease that counts for less than was granted.
+func shorter(by func(r *record.Record) time.Duration) func(*store.Entry, store.Op, time.Time) (*store.Entry, store.Result) {
+	return func(prev *store.Entry, op store.Op, now time.Time) (*store.Entry, store.Result) {
+		if !live(prev, now) || prev.Record.State != record.Claimed {
+			return store.Transition(prev, op, now)
+		}
+		counted := *prev
+		counted.Record.Lease -= by(&prev.Record)
+		next, r := store.Transition(&counted, op, now)
+		if r.Record == counted.Record {
+			r.Record = prev.Record
+		}
+		if next == &counted {
+			next = prev
+		}
+		return next, r
+	}
+}
+
+// TestTakeoversThatComeEarlyAreFoundOnARunningClock is the control of what the suite can tell
+// of a store whose clock it cannot move.
+func TestTakeoversThatComeEarlyAreFoundOnARunningClock(t *testing.T) {
+	t.Parallel()
+	const name = "concurrent histories are linearizable while leases and records run out"
+	for _, early := range []time.Duration{0, lapsing / 2} {
+		f := newFake()
+		f.transition = func(prev *store.Entry, op store.Op, _ time.Time) (*store.Entry, store.Result) {
+			return shorter(func(*record.Record) time.Duration { return early })(prev, op, time.Now().Truncate(time.Millisecond))
+		}
+		for _, c := range checks() {
+			if c.name != name {
+				continue
+			}
+			if err := c.run(Fixture{Store: f}); (err != nil) != (early > 0) {
+				t.Errorf("takeovers %s early: %v", early, err)
+			}
+		}
 	}
 }
 
