@@ -1,14 +1,7 @@
 package redis_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,8 +41,11 @@ func TestARotatedPasswordIsUsedByTheNextConnection(t *testing.T) {
 
 func TestTheDocumentedPermissionsAreEnough(t *testing.T) {
 	server := redistest.Start(t)
-	server.Must("acl", "setuser", "joe", "on", ">pw", "resetchannels", "-@all", "~dedup:*",
-		"+set", "+get", "+pttl", "+del", "+eval", "+evalsha", "+ping", "+info")
+	rules := []any{"acl", "setuser", "joe", "on", ">pw", "resetchannels", "-@all", "~dedup:*"}
+	for _, rule := range strings.Fields(redistest.Permissions) {
+		rules = append(rules, rule)
+	}
+	server.Must(rules...)
 	dir := secrets(t, map[string]string{"creds/username": "joe", "creds/password": "pw"})
 	s := newStore(t, server.Addr, credentials(dir, "creds"))
 	want(t, s, []store.Op{op(store.Mark, "dedup:m", "a"), op(store.Claim, "dedup:c", "a")}, store.Granted, store.Granted)
@@ -61,75 +57,14 @@ func TestTheDocumentedPermissionsAreEnough(t *testing.T) {
 	}
 }
 
-// authority signs certificates for tests.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	a := &authority{t: t}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	a.key = a.newKey()
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	a.pem = encode("CERTIFICATE", der)
-	return a
-}
-
-func (a *authority) newKey() *ecdsa.PrivateKey {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return key
-}
-
-func encode(kind string, der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-}
-
-// issue returns a certificate for a name, and its key.
-func (a *authority) issue(name string) (cert, key string) {
-	a.t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	private := a.newKey()
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &private.PublicKey, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)
-}
-
 func TestTLS(t *testing.T) {
-	ours, theirs := newAuthority(t), newAuthority(t)
-	serverCert, serverKey := ours.issue("redis.test")
-	clientCert, clientKey := ours.issue("dedupd")
-	strangerCert, strangerKey := theirs.issue("stranger")
+	ours, theirs := redistest.NewAuthority(t), redistest.NewAuthority(t)
+	serverCert, serverKey := ours.Issue("redis.test")
+	clientCert, clientKey := ours.Issue("dedupd")
+	strangerCert, strangerKey := theirs.Issue("stranger")
 	dir := secrets(t, map[string]string{
 		"server/tls.crt": serverCert, "server/tls.key": serverKey,
-		"ca/ca.crt": ours.pem, "other-ca/ca.crt": theirs.pem, "no-ca/ca.crt": "hello",
+		"ca/ca.crt": ours.PEM, "other-ca/ca.crt": theirs.PEM, "no-ca/ca.crt": "hello",
 		"client/tls.crt": clientCert, "client/tls.key": clientKey,
 		"stranger/tls.crt": strangerCert, "stranger/tls.key": strangerKey,
 		"mixed/tls.crt": clientCert, "mixed/tls.key": strangerKey,
@@ -182,7 +117,7 @@ func TestTLS(t *testing.T) {
 		})
 	}
 	t.Run("a certificate that comes later is used by the next connection", func(t *testing.T) {
-		late := secrets(t, map[string]string{"ca/ca.crt": theirs.pem})
+		late := secrets(t, map[string]string{"ca/ca.crt": theirs.PEM})
 		s := newStore(t, addr, func(o *redis.Options) {
 			o.SecretsDir = late
 			o.Spec.TLS = &v1alpha1.StoreTLS{CASecretRef: ref("ca"), ClientSecretRef: ref("client"), ServerName: "redis.test"}
@@ -193,7 +128,7 @@ func TestTLS(t *testing.T) {
 		if err := os.Mkdir(late+"/client", 0o700); err != nil {
 			t.Fatal(err)
 		}
-		rewrite(t, late, "ca/ca.crt", ours.pem)
+		rewrite(t, late, "ca/ca.crt", ours.PEM)
 		rewrite(t, late, "client/tls.crt", clientCert)
 		rewrite(t, late, "client/tls.key", clientKey)
 		want(t, s, []store.Op{op(store.Mark, "late", "a")}, store.Granted)

@@ -15,17 +15,9 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
 )
 
-// eventually looks until done says so.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
-	for !done() {
-		select {
-		case <-deadline:
-			t.Fatalf("%s: not within 30s", what)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	redistest.Eventually(t, what, done)
 }
 
 func port(t *testing.T, addr string) string {
@@ -37,35 +29,8 @@ func port(t *testing.T, addr string) string {
 	return p
 }
 
-// startCluster starts a cluster of three primaries.
-func startCluster(t *testing.T) []*redistest.Server {
-	t.Helper()
-	const nodes, slots = 3, 16384
-	var servers []*redistest.Server
-	var buses []string
-	for range nodes {
-		bus := port(t, freeAddr(t))
-		buses = append(buses, bus)
-		servers = append(servers, redistest.Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000"))
-	}
-	for i, s := range servers {
-		s.Must("cluster", "addslotsrange", i*slots/nodes, (i+1)*slots/nodes-1)
-		s.Must("cluster", "set-config-epoch", i+1)
-		if i > 0 {
-			s.Must("cluster", "meet", "127.0.0.1", port(t, servers[0].Addr), buses[0])
-		}
-	}
-	for _, s := range servers {
-		eventually(t, "the cluster is up", func() bool {
-			info, _ := s.Must("cluster", "info").(string)
-			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", nodes))
-		})
-	}
-	return servers
-}
-
 func TestCluster(t *testing.T) {
-	servers := startCluster(t)
+	servers := redistest.Config{}.StartCluster(t, 3, 0).Servers
 	inCluster := func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster }
 	t.Run("conforms", func(t *testing.T) {
 		storetest.Run(t, fixtures(servers[0].Addr, inCluster))

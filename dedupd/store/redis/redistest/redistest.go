@@ -27,6 +27,7 @@ type Server struct {
 	Dir string
 
 	tb   testing.TB
+	conf Config
 	args []string
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when cmd has ended
@@ -35,14 +36,36 @@ type Server struct {
 // startTime is how long a server may take to answer.
 const startTime = 20 * time.Second
 
-// Start starts a redis-server that does not persist and does not evict. args are further
-// arguments, such as "--maxmemory", "2mb"; they win over the defaults.
+// Config is how servers are started and reached. The zero Config is a redis-server of PATH with
+// neither TLS nor users.
+type Config struct {
+	// Program is the server's program. Empty: redis-server, looked up on PATH.
+	Program string
+
+	// TLS signs the certificates of servers and clients, each of which wants the other's. Nil: no TLS.
+	TLS *Authority
+
+	// ACL gives the servers users, and switches the default one off.
+	ACL bool
+
+	// Args are further arguments, such as "--maxmemory", "2mb"; they win over the defaults.
+	Args []string
+}
+
+// Start starts a redis-server that does not persist and does not evict. args are as in Config.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
+	return Config{Args: args}.Start(tb)
+}
+
+// Start starts a server that does not persist and does not evict. args come after c.Args.
+func (c Config) Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	args = slices.Concat(c.Args, args)
 	// Between asking for a free port and the server's listening on it, another process may
 	// have taken it.
 	for range 5 {
-		s := &Server{Addr: freeAddr(tb), Dir: tb.TempDir(), tb: tb, args: args}
+		s := &Server{Addr: freeAddr(tb), Dir: tb.TempDir(), tb: tb, conf: c, args: args}
 		if s.start() {
 			tb.Cleanup(s.Stop)
 			return s
@@ -65,9 +88,12 @@ func freeAddr(tb testing.TB) string {
 // start starts the process and reports whether it answers.
 func (s *Server) start() bool {
 	s.tb.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		s.tb.Fatalf("install redis-server (apt-get install redis-server), or run make test: %v", err)
+	program := s.conf.Program
+	if program == "" {
+		var err error
+		if program, err = exec.LookPath("redis-server"); err != nil {
+			s.tb.Fatalf("install redis-server (apt-get install redis-server), or run make test: %v", err)
+		}
 	}
 	host, port, err := net.SplitHostPort(s.Addr)
 	if err != nil {
@@ -78,7 +104,8 @@ func (s *Server) start() bool {
 	if err := os.WriteFile(config, nil, 0o600); err != nil {
 		s.tb.Fatal(err)
 	}
-	args := []string{config, "--bind", host, "--port", port, "--dir", s.Dir, "--logfile", filepath.Join(s.Dir, "redis.log")}
+	args := []string{config, "--bind", host, "--dir", s.Dir, "--logfile", filepath.Join(s.Dir, "redis.log")}
+	args = append(args, s.conf.security(s.tb, s.Dir, port)...)
 	if !slices.Contains(s.args, "--sentinel") {
 		args = append(args, "--save", "", "--appendonly", "no")
 	}
@@ -144,7 +171,14 @@ func (s *Server) Restart() {
 
 // Do runs a command and returns its answer as go-redis does: nil, string, int64 or []any.
 func (s *Server) Do(args ...any) (any, error) {
-	client := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password(), Protocol: 2, MaxRetries: -1, DisableIdentity: true})
+	o := &redis.Options{Addr: s.Addr, Password: s.password(), Protocol: 2, MaxRetries: -1, DisableIdentity: true}
+	if s.conf.ACL {
+		o.Username, o.Password = admin, passwordOf(admin)
+	}
+	if s.conf.TLS != nil {
+		o.TLSConfig = s.conf.TLS.client(s.tb)
+	}
+	client := redis.NewClient(o)
 	defer func() { _ = client.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()

@@ -1,0 +1,38 @@
+package redis_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/dedupd/dedup-operator/dedupd/store/redis"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
+	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
+)
+
+// on opens a store on a topology.
+func on(top *redistest.Topology) func(*redis.Options) {
+	return func(o *redis.Options) { o.Spec, o.SecretsDir = top.Spec, top.SecretsDir }
+}
+
+// TestEveryTopologyWithTLSAndUsers runs the conformance suite where servers and clients show
+// certificates of a private authority, replication and sentinels included, and where dedupd's user has
+// the documented permissions and no others.
+func TestEveryTopologyWithTLSAndUsers(t *testing.T) {
+	secure := redistest.Config{TLS: redistest.NewAuthority(t), ACL: true}
+	for name, start := range map[string]func() *redistest.Topology{
+		"Standalone": func() *redistest.Topology { return secure.StartStandalone(t, 1) },
+		"Sentinel":   func() *redistest.Topology { return secure.StartSentinel(t, 1, 3, time.Hour) },
+		"Cluster":    func() *redistest.Topology { return secure.StartCluster(t, 3, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			top := start()
+			storetest.Run(t, fixtures("", on(top)))
+			t.Run("health", func(t *testing.T) {
+				if h := newStore(t, "", on(top)).Health(t.Context()); h.Err != nil {
+					t.Errorf("health: %+v", h)
+				}
+			})
+		})
+	}
+}
