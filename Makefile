@@ -49,8 +49,8 @@ test: lint verify test-go fuzz ## Set up what the tests need and run everything.
 
 .PHONY: test-go
 test-go: ## Run the tests alone: unit, envtest, real Redis, the demo.
-	@assets=$$(hack/setup.sh) && export KUBEBUILDER_ASSETS=$$assets && \
-		echo "test-go: control plane in $$assets" && go test $(RACE) -timeout 15m ./...
+	@assets=$$(hack/setup.sh) && servers=$$(hack/servers.sh) && export KUBEBUILDER_ASSETS=$$assets DEDUP_TEST_SERVERS=$$servers && \
+		echo "test-go: control plane in $$assets, servers in $$servers" && go test $(RACE) -timeout 15m ./...
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME.

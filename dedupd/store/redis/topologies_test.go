@@ -19,20 +19,32 @@ func on(top *redistest.Topology) func(*redis.Options) {
 // the documented permissions and no others.
 func TestEveryTopologyWithTLSAndUsers(t *testing.T) {
 	secure := redistest.Config{TLS: redistest.NewAuthority(t), ACL: true}
-	for name, start := range map[string]func() *redistest.Topology{
-		"Standalone": func() *redistest.Topology { return secure.StartStandalone(t, 1) },
-		"Sentinel":   func() *redistest.Topology { return secure.StartSentinel(t, 1, 3, time.Hour) },
-		"Cluster":    func() *redistest.Topology { return secure.StartCluster(t, 3, 1) },
+	for name, start := range map[string]func(*testing.T) *redistest.Topology{
+		"Standalone": func(t *testing.T) *redistest.Topology { t.Helper(); return secure.StartStandalone(t, 1) },
+		"Sentinel":   func(t *testing.T) *redistest.Topology { t.Helper(); return secure.StartSentinel(t, 1, 3, time.Hour) },
+		"Cluster":    func(t *testing.T) *redistest.Topology { t.Helper(); return secure.StartCluster(t, 3, 1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			top := start()
+			top := start(t)
 			storetest.Run(t, fixtures("", on(top)))
 			t.Run("health", func(t *testing.T) {
 				if h := newStore(t, "", on(top)).Health(t.Context()); h.Err != nil {
 					t.Errorf("health: %+v", h)
 				}
 			})
+		})
+	}
+}
+
+// TestEveryServerConforms runs the suite on the newer servers; TestConformance does on the redis-server of
+// PATH, which may be as old as 7.0.
+func TestEveryServerConforms(t *testing.T) {
+	for _, name := range []string{redistest.Redis8, redistest.Valkey8} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Config{Program: redistest.Program(t, name)}.Start(t)
+			storetest.Run(t, fixtures(server.Addr))
 		})
 	}
 }

@@ -33,6 +33,30 @@ type Server struct {
 	gone chan struct{} // closed when cmd has ended
 }
 
+// The programs that hack/servers.sh brings, for Program.
+const (
+	Redis8  = "redis-8"
+	Valkey8 = "valkey-8"
+)
+
+// Program is where hack/servers.sh has put a server's program.
+func Program(tb testing.TB, name string) string {
+	tb.Helper()
+	dir := os.Getenv("DEDUP_TEST_SERVERS")
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		dir = filepath.Join(cache, "dedup-operator", "servers", "trixie")
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		tb.Fatalf("%v: run hack/servers.sh, which brings it, or make test", err)
+	}
+	return path
+}
+
 // startTime is how long a server may take to answer.
 const startTime = 20 * time.Second
 
