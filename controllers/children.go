@@ -2,18 +2,17 @@ package controllers
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"reflect"
 
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	appsv1ac "k8s.io/client-go/applyconfigurations/apps/v1"
-	autoscalingv2ac "k8s.io/client-go/applyconfigurations/autoscaling/v2"
-	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
-	networkingv1ac "k8s.io/client-go/applyconfigurations/networking/v1"
-	policyv1ac "k8s.io/client-go/applyconfigurations/policy/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
@@ -24,13 +23,13 @@ import (
 // pod needs to start comes before the Deployment. Whatever is here is watched, cached, applied
 // and pruned.
 var kinds = []kind{
-	of(render.ServiceAccount, corev1ac.ExtractServiceAccount),
-	of(render.ConfigMap, corev1ac.ExtractConfigMap).telling(historyNews),
-	of(render.NetworkPolicy, networkingv1ac.ExtractNetworkPolicy),
-	of(render.Service, corev1ac.ExtractService),
-	of(render.Deployment, appsv1ac.ExtractDeployment).adjusted(keepReplicas),
-	of(render.PodDisruptionBudget, policyv1ac.ExtractPodDisruptionBudget),
-	of(render.HorizontalPodAutoscaler, autoscalingv2ac.ExtractHorizontalPodAutoscaler),
+	of[*corev1.ServiceAccount](render.ServiceAccount),
+	of[*corev1.ConfigMap](render.ConfigMap).telling(historyNews),
+	of[*networkingv1.NetworkPolicy](render.NetworkPolicy),
+	of[*corev1.Service](render.Service),
+	of[*appsv1.Deployment](render.Deployment).adjusted(keepReplicas),
+	of[*policyv1.PodDisruptionBudget](render.PodDisruptionBudget),
+	of[*autoscalingv2.HorizontalPodAutoscaler](render.HorizontalPodAutoscaler),
 }
 
 // kind is one kind of child.
@@ -78,18 +77,17 @@ type object[T any] interface {
 
 // child is a kind by its Go types: T the object's, A that of its apply configuration.
 type child[T any, O object[T], A applyConfiguration] struct {
-	render  func(render.Input) A
-	extract func(O, string) (A, error)
-	adjust  func(owned, want A)
-	news    func(live O, in render.Input) []event
+	render func(render.Input) A
+	adjust func(live O, want A) error
+	news   func(live O, in render.Input) []event
 }
 
-func of[T any, O object[T], A applyConfiguration](render func(render.Input) A, extract func(O, string) (A, error)) *child[T, O, A] {
-	return &child[T, O, A]{render: render, extract: extract}
+func of[O object[T], T any, A applyConfiguration](render func(render.Input) A) *child[T, O, A] {
+	return &child[T, O, A]{render: render}
 }
 
-// adjusted lets what is wanted depend on what the operator owns of the live object.
-func (c *child[T, O, A]) adjusted(adjust func(owned, want A)) *child[T, O, A] {
+// adjusted lets what is wanted depend on the live object.
+func (c *child[T, O, A]) adjusted(adjust func(live O, want A) error) *child[T, O, A] {
 	c.adjust = adjust
 	return c
 }
@@ -123,23 +121,30 @@ func (c *child[T, O, A]) plan(ctx context.Context, r *Reconciler, p *v1alpha1.De
 	case live == nil:
 		live = O(new(T)) // to be named in errors
 		live.SetName(v1alpha1.ChildName(p.Name))
-		return &change{object: live, write: func(ctx context.Context) error { return r.apply(ctx, live, want) }}, nil
-	}
-	owned, err := c.extract(live, v1alpha1.FieldOwner)
-	if err != nil {
-		return nil, fmt.Errorf("reading the operator's fields of %s %s: %w", r.kindOf(live), live.GetName(), err)
+		return r.planApply(live, want, nil)
 	}
 	if c.adjust != nil {
-		c.adjust(owned, want)
+		if err := c.adjust(live, want); err != nil {
+			return nil, err
+		}
 	}
-	if equal, err := sameJSON(owned, want); err != nil || equal {
+	var news []event
+	if c.news != nil {
+		news = c.news(live, in)
+	}
+	return r.planApply(live, want, news)
+}
+
+// planApply is the write that makes the live object what is wanted, nil if it is that already.
+func (r *Reconciler) planApply(live client.Object, want runtime.ApplyConfiguration, news []event) (*change, error) {
+	m, err := newManifest(want)
+	if err != nil {
 		return nil, err
 	}
-	due := &change{object: live, write: func(ctx context.Context) error { return r.apply(ctx, live, want) }}
-	if c.news != nil {
-		due.news = c.news(live, in)
+	if stands, err := m.stands(live); err != nil || stands {
+		return nil, err
 	}
-	return due, nil
+	return &change{object: live, news: news, write: func(ctx context.Context) error { return r.apply(ctx, m) }}, nil
 }
 
 // read returns the child, nil if there is none. The cache holds only what bears the operator's
@@ -161,9 +166,10 @@ func (c *child[T, O, A]) read(ctx context.Context, r *Reconciler, p *v1alpha1.De
 }
 
 // apply writes what is wanted, and takes over the fields that others have changed since.
-func (r *Reconciler) apply(ctx context.Context, live client.Object, want runtime.ApplyConfiguration) error {
-	if err := r.Client.Apply(ctx, want, client.FieldOwner(v1alpha1.FieldOwner), client.ForceOwnership); err != nil {
-		return fmt.Errorf("applying %s %s: %w", r.kindOf(live), live.GetName(), err)
+func (r *Reconciler) apply(ctx context.Context, m manifest) error {
+	err := r.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(m.Unstructured), client.FieldOwner(v1alpha1.FieldOwner), client.ForceOwnership)
+	if err != nil {
+		return fmt.Errorf("applying %s %s: %w", m.GetKind(), m.GetName(), err)
 	}
 	return nil
 }
@@ -186,27 +192,16 @@ func (r *Reconciler) kindOf(o client.Object) string {
 	return gvk.Kind
 }
 
-// sameJSON compares apply configurations as the API server would read them: what is absent and
-// what is empty in Go is the same there.
-func sameJSON(a, b any) (bool, error) {
-	var values [2]any
-	for i, v := range []any{a, b} {
-		data, err := json.Marshal(v)
-		if err != nil {
-			return false, fmt.Errorf("comparing apply configurations: %w", err)
-		}
-		if err := json.Unmarshal(data, &values[i]); err != nil {
-			return false, fmt.Errorf("comparing apply configurations: %w", err)
-		}
-	}
-	return reflect.DeepEqual(values[0], values[1]), nil
-}
-
 // keepReplicas goes on applying the replicas that the operator owns when the policy has just
 // left them to an autoscaler: a field that its only owner drops falls back to its default, one
 // pod. The autoscaler owns them from the first time that it changes them.
-func keepReplicas(owned, want *appsv1ac.DeploymentApplyConfiguration) {
-	if want.Spec.Replicas == nil && owned.Spec != nil && owned.Spec.Replicas != nil {
-		want.Spec.WithReplicas(*owned.Spec.Replicas)
+func keepReplicas(live *appsv1.Deployment, want *appsv1ac.DeploymentApplyConfiguration) error {
+	if want.Spec.Replicas != nil || live.Spec.Replicas == nil {
+		return nil
 	}
+	fields, err := ownFields(live)
+	if err == nil && owns(fields, "spec", "replicas") {
+		want.Spec.WithReplicas(*live.Spec.Replicas)
+	}
+	return err
 }

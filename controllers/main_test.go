@@ -42,7 +42,15 @@ func runWithAPIServer(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	folder, err := os.MkdirTemp("", "dedup-controllers-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { _ = os.RemoveAll(folder) }()
 	env := &envtest.Environment{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}}
+	if err := audit(env, folder); err != nil {
+		return 1, err
+	}
 	// Before it is started: a start that fails halfway has processes to stop, too.
 	defer func() {
 		if stopErr := env.Stop(); stopErr != nil && err == nil {

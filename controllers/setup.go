@@ -106,7 +106,7 @@ var keepOwnFields toolscache.TransformFunc = func(in any) (any, error) {
 	}
 	var own []metav1.ManagedFieldsEntry
 	for _, entry := range object.GetManagedFields() {
-		if entry.Manager == v1alpha1.FieldOwner && entry.Operation == metav1.ManagedFieldsOperationApply && entry.Subresource == "" {
+		if isOwn(entry) {
 			own = append(own, entry)
 		}
 	}

@@ -27,6 +27,9 @@ const (
 	// AnnotationConfigHash on the ConfigMap is the hash that dedupd reports once it runs it.
 	AnnotationConfigHash = "dedupd.io/config-hash"
 
+	// AnnotationApplied on a child object is the hash of what the operator has applied to it.
+	AnnotationApplied = "dedupd.io/applied-hash"
+
 	// LabelManagedBy and ManagedBy select the operator's objects in its caches.
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	ManagedBy      = "dedup-operator"
