@@ -101,14 +101,15 @@ func (b *batch) lay() []call {
 			b.putOff(k)
 		}
 	}
+	var groups [][]int
 	for _, k := range scripted {
 		if i := k.indices[0]; len(k.indices) == 1 && b.ops[i].Verb == store.Forget {
 			calls = append(calls, call{indices: k.indices, cmd: redis.NewIntCmd(b.ctx, "del", b.ops[i].Key)})
 			continue
 		}
-		calls = append(calls, b.scriptCall(k.indices))
+		groups = append(groups, k.indices)
 	}
-	return calls
+	return append(calls, b.pack(groups)...)
 }
 
 // keyed returns the state of an operation's key.
@@ -130,32 +131,12 @@ func (b *batch) putOff(k *keyed) {
 
 // deferred lays out the script calls of what has been put off.
 func (b *batch) deferred() []call {
-	var calls []call
-	for _, k := range b.late {
-		calls = append(calls, b.scriptCall(append(k.met, k.after...)))
+	groups := make([][]int, len(b.late))
+	for i, k := range b.late {
+		groups[i] = append(k.met, k.after...)
 	}
 	b.late = nil
-	return calls
-}
-
-func (b *batch) scriptCall(indices []int) call {
-	c := call{indices: indices, script: scriptFor(b.ops, indices)}
-	b.scriptCommand(&c)
-	return c
-}
-
-func (b *batch) scriptCommand(c *call) {
-	args := make([]any, 0, 4+argsPerOp*len(c.indices))
-	if c.whole {
-		args = append(args, "eval", c.script.source)
-	} else {
-		args = append(args, "evalsha", c.script.sha)
-	}
-	args = append(args, 1, b.ops[c.indices[0]].Key)
-	for _, i := range c.indices {
-		args = appendArgs(args, b.ops[i], b.now)
-	}
-	c.cmd = redis.NewSliceCmd(b.ctx, args...)
+	return b.pack(groups)
 }
 
 // send runs a pipeline. Every command has its answer or its error afterwards.

@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -154,5 +155,34 @@ func TestRecordsAreTheSizeOfTheirForm(t *testing.T) {
 	}
 	if keys := fmt.Sprint(server.Must("keys", "*")); strings.Count(keys, " ") != 1 {
 		t.Errorf("the server holds %s, want the two keys only", keys)
+	}
+}
+
+func TestOneCallOfTheScriptSettlesManyKeys(t *testing.T) {
+	server := redistest.Start(t)
+	s := newStore(t, server.Addr)
+	var claims, completions []store.Op
+	var granted []store.Outcome
+	for i := range 150 {
+		k := fmt.Sprint("k", i)
+		claims = append(claims, op(store.Claim, k, "a"))
+		completions = append(completions, held(op(store.Complete, k, "a"), 1))
+		granted = append(granted, store.Granted)
+	}
+	want(t, s, claims, granted...)
+	// What stands under one key is no matter of the others'.
+	server.Must("del", "k70")
+	server.Must("rpush", "k70", "a list")
+	server.Must("set", "k71", "no record")
+	server.Must("config", "resetstat")
+	results := apply(s, completions...)
+	for i, r := range results {
+		wrong := i == 70 || i == 71
+		if wrong != errors.Is(r.Err, store.ErrCorrupt) || !wrong && (r.Outcome != store.Granted || r.Record.State != record.Completed) {
+			t.Errorf("completion %d: %+v", i, r)
+		}
+	}
+	if n := server.Calls("evalsha"); n < 2 || n > 3 {
+		t.Errorf("%d calls of the script for 150 keys, want 3 at most, and not all in one", n)
 	}
 }
