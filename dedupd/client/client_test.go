@@ -33,6 +33,16 @@ spec:
   key: {strategy: MessageID, messageID: {header: message-id, verifyContent: true}}
   ttl: 1h
   mode: Claim
+  claim: {lease: 3s}
+  store: {memory: {}}
+---
+apiVersion: dedupd.io/v1alpha1
+kind: DedupPolicy
+metadata: {name: short-claims}
+spec:
+  key: {strategy: MessageID, messageID: {header: message-id}}
+  ttl: 1h
+  mode: Claim
   claim: {lease: 300ms}
   store: {memory: {}}
 ---
@@ -44,6 +54,9 @@ spec:
   ttl: 1h
   store: {memory: {}}
 `
+
+// lease is that of policy claims: a busy machine does not sleep through it.
+const lease = 3 * time.Second
 
 // serve runs a server and returns its gRPC address.
 func serve(t *testing.T) string {
@@ -159,29 +172,32 @@ func TestProcessReleasesAtShutdown(t *testing.T) {
 }
 
 func TestProcessRenewsWhileTheHandlerRuns(t *testing.T) {
-	c := connect(t, serve(t), "claims")
+	var renewed atomic.Int64
+	c := connect(t, serve(t), "claims", grpc.WithUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			err := invoke(ctx, method, req, reply, cc, o...)
+			if err == nil && strings.HasSuffix(method, "/Renew") {
+				renewed.Add(1)
+			}
+			return err
+		}))
+	never := func(context.Context, uint64) error { return errors.New("called for a message that another holds") }
 	d, err := c.Process(t.Context(), message("1"), func(ctx context.Context, _ uint64) error {
-		// Three leases long, another consumer always finds it held.
-		timer := time.NewTimer(900 * time.Millisecond)
-		for {
-			_, err := c.Process(ctx, message("1"), func(context.Context, uint64) error { return nil })
+		// A lease is renewed when a third of it has passed: with the fourth, the handler has
+		// outlived the lease that it was granted. Another consumer always finds it held.
+		for renewed.Load() < 4 && ctx.Err() == nil {
+			_, err := c.Process(ctx, message("1"), never)
 			var held *client.InProgressError
-			if !errors.As(err, &held) || held.RetryAfter <= 0 || held.RetryAfter > 300*time.Millisecond {
+			if ctx.Err() == nil && (!errors.As(err, &held) || held.RetryAfter <= 0 || held.RetryAfter > lease) {
 				t.Errorf("got %v", err)
 			}
-			select {
-			case <-timer.C:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			default:
-			}
 		}
+		return context.Cause(ctx)
 	})
 	if d != client.Fresh || err != nil {
 		t.Errorf("%s %v", d, err)
 	}
-	if d, err := c.Process(t.Context(), message("1"), nil); d != client.Duplicate || err != nil {
+	if d, err := c.Process(t.Context(), message("1"), never); d != client.Duplicate || err != nil {
 		t.Errorf("%s %v", d, err)
 	}
 }
@@ -206,7 +222,7 @@ func TestProcessStopsTheHandlerOfALostClaim(t *testing.T) {
 	}
 	for name, interceptor := range tests {
 		t.Run(name, func(t *testing.T) {
-			c := connect(t, target, "claims", grpc.WithUnaryInterceptor(interceptor))
+			c := connect(t, target, "short-claims", grpc.WithUnaryInterceptor(interceptor))
 			d, err := c.Process(t.Context(), message(name), func(ctx context.Context, _ uint64) error {
 				select {
 				case <-ctx.Done():
