@@ -19,6 +19,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/gather"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/nearcache"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
 )
 
@@ -151,6 +152,7 @@ func newService(o serveOptions, log *slog.Logger, now func() time.Time) *server.
 			return gathered(metrics.Measure(s, p.Name, log), p, o.maxPending, metrics.Queue(p.Name)), nil
 		},
 		func(p *policy.Policy, s store.Store) *engine.Engine {
+			s = near(s, p, nearcache.Options{Now: now, Hits: metrics.NearHits(p.Name)})
 			return engine.New(p, s, engine.Options{Timeout: o.storeTimeout, Now: now, Observe: metrics.Observer(p.Name)})
 		},
 	)
@@ -186,6 +188,19 @@ func gathered(s store.Store, p *policy.Policy, maxPending int, observe gather.Ob
 		flights = 32
 	}
 	return gather.New(s, gather.Options{MaxPending: maxPending, Flights: flights, Observe: observe})
+}
+
+// near has repeats answered from memory where the policy wants that. It stands before
+// everything else: what it answers does not wait for the store.
+//
+// Each engine has its own, so that a policy that is loaded anew begins with an empty one. What
+// requests of the old one still do is to the new one as if another replica did it.
+func near(s store.Store, p *policy.Policy, o nearcache.Options) store.Store {
+	if p.NearCache.MaxEntries == 0 {
+		return s
+	}
+	o.MaxEntries, o.MaxAge = p.NearCache.MaxEntries, p.NearCache.MaxAge
+	return nearcache.New(s, o)
 }
 
 func listenAndServe(ctx context.Context, service *server.Service, o serveOptions, log *slog.Logger) error {

@@ -19,7 +19,7 @@ var levels = [][]string{
 	{"api/v1alpha1", "dedupd/key", "dedupd/record", "dedupd/status", "dedupd/proto/v1"},
 	{"dedupd/policy", "dedupd/message", "dedupd/client"},
 	{"dedupd/store", "dedupd/store/faulttest", "dedupd/podspec"},
-	{"dedupd/store/memory", "dedupd/store/redis", "dedupd/store/gather", "dedupd/store/storetest", "dedupd/engine", "controllers/render", "webhook", "webhook/certs"},
+	{"dedupd/store/memory", "dedupd/store/redis", "dedupd/store/gather", "dedupd/store/nearcache", "dedupd/store/storetest", "dedupd/engine", "controllers/render", "webhook", "webhook/certs"},
 	{"dedupd/server", "controllers"},
 	{".", "dedupd"},
 }

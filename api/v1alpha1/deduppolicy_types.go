@@ -115,6 +115,11 @@ type DedupPolicySpec struct {
 	// +required
 	Store StoreSpec `json:"store"`
 
+	// Has each replica answer repeats from its own memory, without asking the store. Without
+	// it, every message is asked for.
+	// +optional
+	NearCache *NearCacheSpec `json:"nearCache,omitempty"`
+
 	// How dedupd runs for this policy.
 	// +optional
 	Deployment *DeploymentSpec `json:"deployment,omitempty"`
@@ -338,6 +343,27 @@ type ClaimSpec struct {
 	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('100ms') && duration(self) <= duration('24h')",message="lease: between 100ms and 24h"
 	Lease Duration `json:"lease,omitempty"`
+}
+
+// NearCacheSpec are the settings of the memory in each replica. It holds what is final: marks and
+// completions. What happens elsewhere is noticed late, by maxAge at most: that another replica
+// was asked to forget a message, that the store has lost it, or that the ttl which another
+// replica wrote has ended.
+type NearCacheSpec struct {
+	// How many messages each replica remembers, about 300 bytes each.
+	// +optional
+	// +kubebuilder:default=100000
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10000000
+	MaxEntries int64 `json:"maxEntries,omitempty"`
+
+	// How long an answer of the store is relied on. At least 100ms, at most 10m.
+	// +optional
+	// +kubebuilder:default="10s"
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('100ms') && duration(self) <= duration('10m')",message="nearCache.maxAge: between 100ms and 10m"
+	MaxAge Duration `json:"maxAge,omitempty"`
 }
 
 // StoreSpec says where messages are remembered. Exactly one member.

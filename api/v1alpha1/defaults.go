@@ -32,6 +32,10 @@ func SetDefaults(p *DedupPolicy) {
 	if m := s.Store.Memory; m != nil {
 		setDefault(&m.MaxEntries, 1_000_000)
 	}
+	if n := s.NearCache; n != nil {
+		setDefault(&n.MaxEntries, 100_000)
+		setDefault(&n.MaxAge, "10s")
+	}
 	if d := s.Deployment; d != nil && d.Autoscaling != nil {
 		setDefault(&d.Autoscaling.MinReplicas, 2)
 		setDefault(&d.Autoscaling.TargetCPUUtilization, 70)

@@ -40,6 +40,9 @@ type Policy struct {
 	StoreSpec v1alpha1.StoreSpec
 	StoreHash string
 
+	// NearCache says what a replica remembers of the store's answers; no entries: nothing.
+	NearCache NearCache
+
 	// ConfigHash is the HashConfig of the file that the policy was read from; empty for one
 	// that was compiled from an object.
 	ConfigHash string
@@ -50,6 +53,12 @@ type Policy struct {
 
 	prefix  string
 	compact bool
+}
+
+// NearCache says how many records are remembered near, and for how long they are relied on.
+type NearCache struct {
+	MaxEntries int
+	MaxAge     time.Duration
 }
 
 // Compile validates a policy in full and returns what it means. It fills in the defaults
@@ -77,6 +86,9 @@ func Compile(p *v1alpha1.DedupPolicy) (*Policy, field.ErrorList) {
 		VerifyContent:  s.Key.MessageID != nil && s.Key.MessageID.VerifyContent,
 		StoreSpec:      s.Store,
 		StoreHash:      HashStore(s.Store),
+	}
+	if n := s.NearCache; n != nil {
+		c.NearCache = NearCache{MaxEntries: int(n.MaxEntries), MaxAge: parseDuration(n.MaxAge)}
 	}
 	if c.Namespace == "" {
 		c.Namespace = "default"

@@ -120,6 +120,11 @@ func (c *checker) spec(s *v1alpha1.DedupPolicySpec) {
 	c.times(at, s)
 	c.store(at.Child("store"), &s.Store)
 	c.dense(at, s)
+	if n := s.NearCache; n != nil {
+		at := at.Child("nearCache")
+		c.upTo(at.Child("maxEntries"), n.MaxEntries, 10_000_000)
+		c.duration(at.Child("maxAge"), n.MaxAge, 100*time.Millisecond, 10*time.Minute)
+	}
 	if s.Deployment != nil {
 		c.deployment(at.Child("deployment"), s.Deployment, s.Store.Memory != nil)
 	}

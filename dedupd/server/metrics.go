@@ -27,6 +27,7 @@ type Metrics struct {
 	storeUp       *prometheus.GaugeVec
 	storePending  *prometheus.GaugeVec
 	storeRefused  *prometheus.CounterVec
+	nearHits      *prometheus.CounterVec
 	historyLost   *prometheus.CounterVec
 	historySince  *prometheus.GaugeVec
 
@@ -79,6 +80,8 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"Operations on their way to the store or back, those that wait included.", "policy"),
 		storeRefused: counters("dedupd_store_refused_operations_total",
 			"Operations that were answered OVERLOADED, because as many as may were on their way.", "policy"),
+		nearHits: counters("dedupd_near_cache_hits_total",
+			"Repeats that were answered from this process's memory, without the store.", "policy"),
 		historyLost: counters("dedupd_store_history_lost_total",
 			"How often the store was found to have lost what it remembered: flushed, replaced or restored.", "policy"),
 		historySince: gauges("dedupd_store_history_since_timestamp_seconds",
@@ -113,12 +116,12 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(
 		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
-		m.storePending, m.storeRefused, m.historyLost, m.historySince,
+		m.storePending, m.storeRefused, m.nearHits, m.historyLost, m.historySince,
 		m.requests, m.requestDuration, m.refused, m.inFlight, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
-		m.storePending, m.storeRefused, m.historyLost, m.historySince)
+		m.storePending, m.storeRefused, m.nearHits, m.historyLost, m.historySince)
 	return m
 }
 
@@ -171,6 +174,12 @@ func (m *Metrics) Queue(policy string) gather.Observer {
 		Pending: func(delta int) { pending.Add(float64(delta)) },
 		Refused: func(ops int) { refused.Add(float64(ops)) },
 	}
+}
+
+// NearHits counts what a policy's near cache answers.
+func (m *Metrics) NearHits(policy string) func(n int) {
+	hits := m.nearHits.WithLabelValues(policy)
+	return func(n int) { hits.Add(float64(n)) }
 }
 
 // forget removes a policy that runs no longer.

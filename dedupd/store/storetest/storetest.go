@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,6 +44,27 @@ func Run(t *testing.T, newFixture func(t testing.TB) Fixture) {
 			}
 		})
 	}
+}
+
+// Failures runs every check as Run does, and returns what is wrong, by the check's name: for
+// controls, which show that a store that breaks a promise is found out.
+func Failures(tb testing.TB, newFixture func(tb testing.TB) Fixture) map[string]error {
+	tb.Helper()
+	var mu sync.Mutex
+	failures := map[string]error{}
+	var group sync.WaitGroup
+	for _, c := range checks() {
+		f := newFixture(tb)
+		group.Go(func() {
+			if err := c.run(f); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failures[c.name] = err
+			}
+		})
+	}
+	group.Wait()
+	return failures
 }
 
 // check is one promise of a store, as a sentence, and the steps that find it broken.

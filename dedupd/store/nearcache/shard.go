@@ -1,0 +1,130 @@
+package nearcache
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dedupd/dedup-operator/dedupd/record"
+	"github.com/dedupd/dedup-operator/dedupd/store"
+)
+
+// The memory has maxShards parts, so that callers seldom wait for each other, but none of less
+// than minShard entries: keys fall into them by chance, and small ones would be full too soon.
+const (
+	maxShards = 32
+	minShard  = 256
+)
+
+// entry is a final record, and for how long it is taken to stand.
+type entry struct {
+	record record.Record
+
+	// until is when it is no longer trusted. Zero: it is not, and is kept for expires.
+	until time.Time
+
+	// expires is when the store forgets it, where this process knows: never later than that.
+	// Zero where it does not.
+	expires time.Time
+}
+
+// shard is a part of the memory: a ring, in which the oldest entry makes room for a new one. Since
+// no entry is trusted for longer than MaxAge, the oldest is about the first to be useless.
+type shard struct {
+	limit int
+
+	mu     sync.Mutex
+	at     map[string]int // guarded by mu: the places of keys in the ring
+	ring   []slot         // guarded by mu: at most limit
+	oldest int            // guarded by mu: the next to make room
+}
+
+// slot is a place in the ring; its key is empty and unused where the entry was dropped.
+type slot struct {
+	key  string
+	used bool
+	entry
+}
+
+func (s *shard) init(limit int) {
+	s.limit = limit
+	s.at = map[string]int{}
+}
+
+// find answers a Mark or Claim by what is remembered, if that is a repeat of another's.
+func (s *shard) find(op *store.Op, result *store.Result, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	place, ok := s.at[op.Key]
+	if !ok {
+		return false
+	}
+	e := &s.ring[place].entry
+	if !now.Before(e.until) {
+		return false
+	}
+	stands := store.Entry{Record: e.record, ExpiresAt: e.until}
+	next, r := store.Transition(&stands, *op, now)
+	if next != &stands || r.Outcome != store.Seen && r.Outcome != store.Mismatch {
+		// The attempt's own. The store is asked, since it may change it (a claim of what the
+		// attempt has marked, after a change of the mode), or may not have it any more. So it
+		// is not trusted until its answer is there.
+		e.until = time.Time{}
+		return false
+	}
+	*result = r
+	return true
+}
+
+// drop forgets an entry.
+func (s *shard) drop(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if place, ok := s.at[key]; ok {
+		delete(s.at, key)
+		s.ring[place] = slot{}
+	}
+}
+
+// put remembers an entry, if it is still current when the shard is locked: then whoever makes
+// it outdated is yet to drop it.
+func (s *shard) put(key string, e entry, current func() bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !current() {
+		return
+	}
+	place, ok := s.at[key]
+	if ok && s.ring[place].record == e.record {
+		// The record that was known already. It expires when it did before: whoever repeats a
+		// mark or a completion does not lengthen what is remembered.
+		e.expires = earlier(e.expires, s.ring[place].expires)
+	}
+	e.until = earlier(e.until, e.expires)
+	if ok {
+		s.ring[place].entry = e
+		return
+	}
+	if len(s.ring) < s.limit {
+		place = len(s.ring)
+		s.ring = append(s.ring, slot{})
+	} else {
+		place = s.oldest
+		s.oldest = (s.oldest + 1) % s.limit
+		if s.ring[place].used {
+			delete(s.at, s.ring[place].key)
+		}
+	}
+	// The caller's key may be a part of a larger buffer.
+	key = strings.Clone(key)
+	s.ring[place] = slot{key: key, used: true, entry: e}
+	s.at[key] = place
+}
+
+// earlier is the earlier of two times, where zero means that there is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
