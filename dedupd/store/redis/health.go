@@ -54,6 +54,7 @@ func worse(a, b store.Health) bool {
 
 // ask asks one server.
 func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
+	ctx = context.WithValue(ctx, mayRefuse{}, true) // managed servers hide CONFIG
 	asked := s.clock.now()
 	pipe := client.Pipeline()
 	ping := pipe.Ping(ctx)

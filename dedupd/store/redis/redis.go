@@ -45,6 +45,10 @@ type Store struct {
 
 var _ store.Store = (*Store)(nil)
 
+// connectionLife is how long a connection is used, give or take a tenth: a server asks for
+// credentials and certificates once, and who takes an old one out of use wants it gone.
+const connectionLife = 5 * time.Minute
+
 // silence keeps go-redis from writing to standard error: what it has to say is in the errors
 // that Apply and Health return.
 var silence = sync.OnceFunc(logging.Disable)
@@ -87,28 +91,40 @@ func New(o Options) (*Store, error) {
 		// dials would only hide why the first of them failed until the limit is reached.
 		DialerRetries: 1,
 
+		// What was rotated is in use everywhere after this time.
+		ConnMaxLifetime:       connectionLife,
+		ConnMaxLifetimeJitter: connectionLife / 10,
+
 		// The plain protocol: nothing here needs what RESP3 adds.
 		Protocol:         2,
 		DisableIdentity:  true,
 		PipelinePoolSize: -1, // every call is a pipeline: one pool is enough
 	}
-	if o.Spec.CredentialsSecretRef != nil {
-		u.CredentialsProviderContext = s.server.credentials
-	}
 	s.client = redis.NewUniversalClient(u)
+	if o.Spec.CredentialsSecretRef != nil {
+		s.hook(reauth{s.server})
+	}
 	return s, nil
+}
+
+// hook adds a hook to the pipelines of every server that holds data.
+func (s *Store) hook(h redis.Hook) {
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(h) })
+		return
+	}
+	s.client.AddHook(h)
 }
 
 // onConnect makes a new connection ready. A connection that the server will not serve is
 // refused here, so that it is not kept and the next one reads the credentials anew.
 func (s *Store) onConnect(ctx context.Context, conn *redis.Conn) error {
-	err := conn.Ping(ctx).Err()
-	if redis.IsAuthError(err) && s.server.spec.CredentialsSecretRef != nil {
-		// go-redis has given the credentials to the server, but gives none to sentinels. One
-		// that wants them gets the same.
-		err = s.server.authenticate(ctx, conn)
+	if s.server.spec.CredentialsSecretRef != nil {
+		if err := s.server.authenticate(ctx, conn); err != nil {
+			return err
+		}
 	}
-	if err != nil && (redis.IsAuthError(err) || !isReply(err)) {
+	if err := conn.Ping(ctx).Err(); err != nil && (redis.IsAuthError(err) || !isReply(err)) {
 		return err
 	}
 	if err := s.clock.sample(ctx, conn); err != nil {

@@ -49,6 +49,7 @@ type Authority struct {
 	PEM string
 
 	tb     testing.TB
+	others []*Authority // that the test's own connections trust as well
 	cert   *x509.Certificate
 	key    *ecdsa.PrivateKey
 	serial atomic.Int64
@@ -115,6 +116,9 @@ func (a *Authority) Issue(names ...string) (cert, key string) {
 	return encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)
 }
 
+// Trust lets the test's own connections go to servers with another authority's certificates.
+func (a *Authority) Trust(other *Authority) { a.others = append(a.others, other) }
+
 // client is the configuration of a client that the authority's servers accept.
 func (a *Authority) client(tb testing.TB) *tls.Config {
 	tb.Helper()
@@ -124,7 +128,9 @@ func (a *Authority) client(tb testing.TB) *tls.Config {
 		tb.Fatal(err)
 	}
 	roots := x509.NewCertPool()
-	roots.AddCert(a.cert)
+	for _, authority := range append(a.others, a) {
+		roots.AddCert(authority.cert)
+	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}}
 }
 
