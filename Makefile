@@ -6,6 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMG ?= dedup-operator:$(VERSION)
 PLATFORMS ?= linux/amd64,linux/arm64
 FUZZTIME ?= 5s
+SOAK ?= 10m
 RACE ?= -race
 
 BIN := $(CURDIR)/bin
@@ -66,8 +67,15 @@ verify: ## Check that every generated file is current.
 	@hack/verify.sh
 
 .PHONY: bench
-bench: ## Run the Go benchmarks.
-	go test -run '^$$' -bench . -benchmem ./dedupd/...
+bench: ## Run the Go benchmarks, and measure dedupd beside its rivals for docs/benchmarks.md: some 6 minutes.
+	go test -run '^$$' -bench . -benchmem -benchtime 300ms ./dedupd/...
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
+	go run ./hack/bench --dedupd $(BIN)/dedupd --docs docs
+
+.PHONY: soak
+soak: ## Put full load on dedupd for SOAK and see that its memory does not grow.
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
+	go run ./hack/bench --dedupd $(BIN)/dedupd --docs docs --soak $(SOAK)
 
 ##@ Generate
 

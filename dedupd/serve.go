@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -128,6 +129,7 @@ func serve(ctx context.Context, args []string, env environment) int {
 		return exitUsage
 	}
 	log := slog.New(slog.NewJSONHandler(env.err, &slog.HandlerOptions{Level: o.logLevel}))
+	tuneGC(os.Getenv)
 	service := newService(o, log, env.now)
 	if err := service.LoadConfig(o.config); err != nil {
 		env.tell("dedupd serve: %s\n", err)

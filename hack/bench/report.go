@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// result is a line of the table.
+type result struct {
+	what, rival, reach  string
+	theirs, ours, ratio string
+
+	// score is how much of the reach was reached: met from 1 on.
+	score float64
+
+	cost cost // of a message over dedupd, where it is one that takes a while
+}
+
+func (r result) met() string {
+	if r.score >= 1 {
+		return "met"
+	}
+	return "not met"
+}
+
+// String is the line for a terminal.
+func (r result) String() string {
+	line := fmt.Sprintf("%-44s %18s %26s  %-22s reach %-22s %-7s", r.what, r.theirs, r.ours, r.ratio, r.reach, r.met())
+	if r.cost != (cost{}) {
+		line += "  " + r.cost.String()
+	}
+	return line
+}
+
+// String is the processor time of a message.
+func (c cost) String() string {
+	micros := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+	return fmt.Sprintf("dedupd %.1f, Redis %.1f, load %.1f µs", micros(c.dedupd), micros(c.redis), micros(c.load))
+}
+
+// String is a ratio.
+func (s spread) String() string { return s.with("%.2f") }
+
+// with is the middle of the spread and, in brackets, its ends.
+func (s spread) with(format string) string {
+	if s.low == s.high {
+		return fmt.Sprintf(format, s.mid)
+	}
+	unit := ""
+	if number, u, ok := strings.Cut(format, " "); ok {
+		format, unit = number, " "+u
+	}
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", s.mid, s.low, s.high) + unit
+}
+
+// perSecond is a rate in thousands.
+func perSecond(s spread) string { return fmt.Sprintf("%.1fk/s", s.mid/1e3) }
+
+// table is what stands in the documentation.
+func table(found []result, where string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n![How much of each reach was reached](benchmarks.svg)\n\n", where)
+	b.WriteString("| what | rival in the same run | reach | rival | dedupd | ratio (lowest–highest) | |\n|---|---|---|---|---|---|---|\n")
+	for _, r := range found {
+		met := r.met()
+		if r.score < 1 {
+			met = "**" + met + "**"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.what, r.rival, r.reach, r.theirs, r.ours, r.ratio, met)
+	}
+	b.WriteString("\nProcessor time per message, which other work on the machine changes less than throughput:\n\n")
+	b.WriteString("| load | dedupd | Redis | load generator |\n|---|---|---|---|\n")
+	for _, r := range found {
+		if r.cost != (cost{}) {
+			fmt.Fprintf(&b, "| %s | %.1f µs | %.1f µs | %.1f µs |\n", r.what,
+				float64(r.cost.dedupd.Nanoseconds())/1e3, float64(r.cost.redis.Nanoseconds())/1e3, float64(r.cost.load.Nanoseconds())/1e3)
+		}
+	}
+	return b.String()
+}
+
+// machine says where the figures come from.
+func machine(ctx context.Context, s *stand) (string, error) {
+	store, err := s.startRedis(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer store.stop()
+	info, err := store.client.InfoMap(ctx, "server").Result()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Measured on %s: %d cores for Redis, dedupd and the load together, %s, Redis %s.",
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), info["Server"]["redis_version"]), nil
+}
+
+// rewrite puts text between the marks of that name in a document, and leaves the rest of it as it is.
+func rewrite(file, name, text string) error {
+	document, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	begin, end := "<!-- "+name+": begin -->", "<!-- "+name+": end -->"
+	before, rest, found := strings.Cut(string(document), begin)
+	_, after, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		return fmt.Errorf("%s has no place for what was measured: want the lines %s and %s", file, begin, end)
+	}
+	return os.WriteFile(file, []byte(before+begin+"\n"+strings.TrimSpace(text)+"\n"+end+after), 0o644)
+}
