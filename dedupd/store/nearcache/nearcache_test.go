@@ -114,7 +114,7 @@ func TestTheSuiteFindsNaiveCaches(t *testing.T) {
 		foundBy        string
 	}{
 		"one that remembers claims":     {true, true, "a claim is taken over when its lease has run out and not before, with a higher fence"},
-		"one that ignores a Forget":     {false, false, "operations on one key take effect in their order, whatever they meet"},
+		"one that ignores a Forget":     {false, false, "operations on one claimed key take effect in their order, whatever they meet"},
 		"one that knows of no contents": {false, true, "the same message with other content is a mismatch where both contents are known"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
-var claimChecks = []check{
+var claimChecks = []entry{
 	{"the first claim is granted and any other attempt is held for what is left of its lease", func(s *session) {
 		first := s.want(s.claim("k", "a"), store.Granted)
 		want := record.Record{
@@ -89,7 +89,7 @@ var claimChecks = []check{
 	}},
 }
 
-var modeChecks = []check{
+var modeChecks = []entry{
 	{"a mark respects a claim that is held or completed, and replaces one that is free", func(s *session) {
 		s.want(s.claim("held", "a"), store.Granted)
 		held := s.want(s.mark("held", "b"), store.Held)
@@ -120,19 +120,12 @@ var modeChecks = []check{
 	}},
 	{"a claim sees another's mark, and takes its attempt's own", func(s *session) {
 		marked := s.want(s.mark("k", "a"), store.Granted)
-		s.want(s.claim("k", "b"), store.Seen)
+		s.want(lasting(s.claim("k", "b"), 3*ttl, lease), store.Seen)
+		s.between("remaining", s.want(s.lookup("k"), store.Granted).Remaining, ttl-deadline, ttl)
 		claimed := s.want(s.claim("k", "a"), store.Granted)
 		s.equal("fence", claimed.Record.Fence, uint64(1))
 		s.equal("first seen", claimed.Record.FirstSeen, marked.Record.FirstSeen)
 		s.want(s.mark("k", "b"), store.Held)
 		s.want(s.settle(store.Complete, "k", "a", 1), store.Granted)
-	}},
-	{"a mark is nothing to settle", func(s *session) {
-		s.want(s.mark("k", "a"), store.Granted)
-		for _, verb := range []store.Verb{store.Complete, store.Release, store.Renew} {
-			s.want(s.settle(verb, "k", "a", 0), store.Stale)
-			s.want(s.settle(verb, "k", "a", 1), store.Stale)
-		}
-		s.want(s.mark("k", "b"), store.Seen)
 	}},
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/faulttest"
 )
 
-var linearChecks = []check{
+var linearChecks = []entry{
 	{"concurrent histories are linearizable, each key by store.Transition", func(s *session) {
 		s.linear(workload{name: "lasting", lease: lease, ttl: ttl})
 	}},

@@ -9,7 +9,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
-var modelChecks = []check{
+var modelChecks = []entry{
 	{"random operations have the outcomes of store.Transition", func(s *session) {
 		for seed := range uint64(24) {
 			newModel(s, seed).compare(60)
@@ -82,7 +82,10 @@ func (m *model) random(alone bool) store.Op {
 	}
 	op.Lease = lease * time.Duration(1+m.rand.IntN(2))
 	op.TTL = 2 * ttl * time.Duration(1+m.rand.IntN(2))
-	if m.rand.IntN(3) == 0 {
+	if m.MarksOnly && op.Verb == store.Claim {
+		op.Verb = store.Mark
+	}
+	if m.rand.IntN(3) == 0 && !m.MarksOnly {
 		op.Digest = record.DigestOf([]byte{byte(m.rand.IntN(2))})
 	}
 	// What is short runs out before the next step, and so only the last operation of a step may be.
@@ -135,7 +138,7 @@ func (m *model) differ(got, want store.Result) error {
 	case (got.Remaining - want.Remaining).Abs() > tolerance:
 		return fmt.Errorf("remaining %s, want %s", got.Remaining, want.Remaining)
 	}
-	g, w := got.Record, want.Record
+	g, w := m.kept(got.Record), m.kept(want.Record)
 	if first, known := m.seen[w.FirstSeen]; known && !first.Equal(g.FirstSeen) {
 		return fmt.Errorf("first seen %s, want %s as before", g.FirstSeen, first)
 	}

@@ -9,7 +9,7 @@ import (
 
 var settleVerbs = []store.Verb{store.Complete, store.Release, store.Renew}
 
-var settleChecks = []check{
+var settleChecks = []entry{
 	{"a completed message is seen by every attempt, its own included, for a whole ttl", func(s *session) {
 		first := s.want(s.claim("k", "a"), store.Granted)
 		done := s.want(lasting(s.settle(store.Complete, "k", "a", 1), 2*ttl, 0), store.Granted)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -31,6 +32,16 @@ type Fixture struct {
 	// driver that sends again what was not answered. Nil: the suite loses answers by itself,
 	// above the driver, and the driver's own repeats are not put to the test.
 	Faulty func(seed uint64) (s store.Store, repeats func() int)
+
+	// MarksOnly says that the store takes no claims and holds no digests. What is about those
+	// is not checked then.
+	MarksOnly bool
+
+	// Keeps is what the store keeps of a record. Nil: all of it.
+	Keeps func(record.Record) record.Record
+
+	// Late is by how much the store may forget a record too late. It never may too early.
+	Late time.Duration
 }
 
 // Run runs every check against a fixture of its own.
@@ -39,7 +50,11 @@ func Run(t *testing.T, newFixture func(t testing.TB) Fixture) {
 	for _, c := range checks() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			if err := c.run(newFixture(t)); err != nil {
+			f := newFixture(t)
+			if !c.concerns(f) {
+				t.Skip("the store takes marks only")
+			}
+			if err := c.run(f); err != nil {
 				t.Error(err)
 			}
 		})
@@ -56,6 +71,9 @@ func Failures(tb testing.TB, newFixture func(tb testing.TB) Fixture) map[string]
 	for _, c := range checks() {
 		f := newFixture(tb)
 		group.Go(func() {
+			if !c.concerns(f) {
+				return
+			}
 			if err := c.run(f); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
@@ -69,15 +87,29 @@ func Failures(tb testing.TB, newFixture func(tb testing.TB) Fixture) map[string]
 
 // check is one promise of a store, as a sentence, and the steps that find it broken.
 type check struct {
+	name   string
+	steps  func(*session)
+	claims bool // it needs claims or digests
+}
+
+// concerns says whether a check is about what the store does.
+func (c check) concerns(f Fixture) bool { return !c.claims || !f.MarksOnly }
+
+// entry is a check as the tables have it.
+type entry struct {
 	name  string
 	steps func(*session)
 }
 
 func checks() []check {
 	var all []check
-	for _, group := range [][]check{markChecks, claimChecks, settleChecks, modeChecks, batchChecks, raceChecks, modelChecks, linearChecks} {
-		all = append(all, group...)
+	add := func(claims bool, groups ...[]entry) {
+		for _, e := range slices.Concat(groups...) {
+			all = append(all, check{name: e.name, steps: e.steps, claims: claims})
+		}
 	}
+	add(false, markChecks, batchChecks, raceChecks, modelChecks)
+	add(true, contentChecks, claimChecks, settleChecks, modeChecks, claimBatchChecks, claimRaceChecks, linearChecks)
 	return all
 }
 
@@ -196,6 +228,19 @@ func (s *session) equal(what string, got, want any) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		s.failf("%s (-want +got):\n%s", what, diff)
 	}
+}
+
+// kept is what the store keeps of a record.
+func (s *session) kept(r record.Record) record.Record {
+	if s.Keeps == nil {
+		return r
+	}
+	return s.Keeps(r)
+}
+
+// equalRecord compares what the store keeps of two records.
+func (s *session) equalRecord(what string, got, want record.Record) {
+	s.equal(what, s.kept(got), s.kept(want))
 }
 
 // between expects low < got <= high: durations that began a moment ago.

@@ -304,7 +304,7 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 					}
 				}
 			},
-			"operations on one key take effect in their order, whatever they meet",
+			"operations on one claimed key take effect in their order, whatever they meet",
 		},
 		"a batch in two passes of which the second forgets what it overtook": {
 			func(f *fake) {
@@ -322,7 +322,7 @@ func TestSuiteRejectsWrongStores(t *testing.T) {
 					}
 				}
 			},
-			"operations on one key take effect in their order, whatever they meet",
+			"operations on one claimed key take effect in their order, whatever they meet",
 		},
 		"a lost operation": {
 			func(f *fake) {
