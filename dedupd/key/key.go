@@ -10,9 +10,19 @@
 package key
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"strings"
 )
+
+// ID stands for a key where a store does not hold its text: 128 bits of SHA-256 over it.
+type ID [16]byte
+
+// IDOf returns the ID of a key.
+func IDOf(key string) ID {
+	sum := sha256.Sum256([]byte(key))
+	return ID(sum[:])
+}
 
 // Headers are the headers, properties or attributes of a message.
 type Headers interface {

@@ -51,8 +51,8 @@ type Policy struct {
 	// that was not read strictly.
 	UnknownFields []string
 
-	prefix  string
-	compact bool
+	prefix string
+	hashed bool // the store holds a key's ID, not its text
 }
 
 // NearCache says how many records are remembered near, and for how long they are relied on.
@@ -95,7 +95,7 @@ func Compile(p *v1alpha1.DedupPolicy) (*Policy, field.ErrorList) {
 	}
 	c.prefix = "dedup:" + c.Namespace + ":" + c.Name + ":"
 	if r := s.Store.Redis; r != nil {
-		c.compact = r.KeyFormat == v1alpha1.KeyCompact
+		c.hashed = r.KeyFormat != v1alpha1.KeyReadable
 		if r.KeyPrefix != "" {
 			c.prefix = r.KeyPrefix
 		}
@@ -199,13 +199,14 @@ func (p *Policy) Digest(body []byte) record.Digest {
 var canonicalHash = key.ContentHash(key.ContentOptions{Canonical: true})
 
 // StoreKey is the name under which the store keeps a key: the policy's prefix, its epoch, and
-// the key itself or, in the compact format, 128 bits of its SHA-256.
-func (p *Policy) StoreKey(key string) string {
-	if !p.compact {
-		return p.prefix + key
+// the key itself or, in the formats Compact and Dense, its ID. This is the only place where a
+// stored key is hashed.
+func (p *Policy) StoreKey(k string) string {
+	if !p.hashed {
+		return p.prefix + k
 	}
-	sum := sha256.Sum256([]byte(key))
-	return p.prefix + string(sum[:16])
+	id := key.IDOf(k)
+	return p.prefix + string(id[:])
 }
 
 // HashConfig identifies a configuration file: the first 16 hex digits of its SHA-256. The

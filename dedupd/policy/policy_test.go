@@ -183,6 +183,7 @@ func TestAStoredKeyHasItsPrefixAndEpoch(t *testing.T) {
 		"the first epoch":     {func(p *v1alpha1.DedupPolicy) { p.Spec.Epoch = 1 }, "dedup:shop:orders:billing:7"},
 		"the second":          {func(p *v1alpha1.DedupPolicy) { p.Spec.Epoch = 2 }, "dedup:shop:orders:~e2:billing:7"},
 		"compact":             {func(p *v1alpha1.DedupPolicy) { p.Spec.Store.Redis.KeyFormat = v1alpha1.KeyCompact }, "dedup:shop:orders:" + string(sum[:16])},
+		"dense":               {func(p *v1alpha1.DedupPolicy) { p.Spec.Store.Redis.KeyFormat = v1alpha1.KeyDense }, "dedup:shop:orders:" + string(sum[:16])},
 		"own, second, compact": {func(p *v1alpha1.DedupPolicy) {
 			p.Spec.Epoch = 2
 			p.Spec.Store.Redis.KeyPrefix, p.Spec.Store.Redis.KeyFormat = "x/", v1alpha1.KeyCompact
