@@ -57,7 +57,6 @@ type DedupPolicyList struct {
 // +kubebuilder:validation:XValidation:rule="(has(self.store.redis) == has(oldSelf.store.redis) && has(self.store.postgres) == has(oldSelf.store.postgres) && has(self.store.memory) == has(oldSelf.store.memory)) || self.epoch > oldSelf.epoch",message="store: another kind of store starts with an empty history; to accept that, raise epoch in the same change"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || !has(oldSelf.store.redis) || (self.store.redis.keyPrefix == oldSelf.store.redis.keyPrefix && self.store.redis.keyFormat == oldSelf.store.redis.keyFormat) || self.epoch > oldSelf.epoch",message="store.redis.keyPrefix, store.redis.keyFormat: this change makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || !has(oldSelf.store.redis) || (has(self.store.redis.dense) == has(oldSelf.store.redis.dense) && (!has(self.store.redis.dense) || self.store.redis.dense == oldSelf.store.redis.dense)) || self.epoch > oldSelf.epoch",message="store.redis.dense: another number of expected messages lays the keys out anew, which makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
-// +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || self.ttl == oldSelf.ttl || self.epoch > oldSelf.epoch",message="ttl: with store.redis.keyFormat: Dense the buckets are as long as ttl, so that another ttl makes every remembered message unrecognisable; to accept that, raise epoch in the same change"
 type DedupPolicySpec struct {
 	// How a message becomes the key by which it is recognised.
 	// +required
@@ -455,8 +454,8 @@ type RedisStore struct {
 	KeyPrefix string `json:"keyPrefix"`
 
 	// Readable: keys that redis-cli can find. Compact: 16 bytes of SHA-256, for less memory.
-	// Dense: many messages share a Redis hash, for many millions of messages in mode Mark; a
-	// message is then remembered for at least ttl and less than twice of it.
+	// Dense: many messages share a Redis hash, for many millions of messages in mode Mark, in a
+	// quarter of the memory; ttl is then kept to a quarter of a second, and never cut short.
 	// +optional
 	// +kubebuilder:default=Readable
 	KeyFormat KeyFormat `json:"keyFormat,omitempty"`

@@ -41,7 +41,6 @@ const (
 	denseMark      = "mode: must be Mark with store.redis.keyFormat: Dense"
 	denseVerify    = "key.messageID.verifyContent: not with store.redis.keyFormat: Dense"
 	denseLayout    = "store.redis.dense: another number of expected messages lays the keys out anew"
-	denseTTL       = "ttl: with store.redis.keyFormat: Dense the buckets are as long as ttl"
 	masterName     = "redis.masterName: with mode: Sentinel, and only then"
 	oneAddress     = "redis.addresses: exactly one with mode: Standalone"
 	badAddress     = "redis.addresses: host:port with a port from 1 to 65535"
@@ -297,14 +296,13 @@ var transitionCases = map[string]validationCase{
 		create: []change{set("spec.store.redis.keyPrefix", "'x:'")}, update: []change{without("spec.store.redis.keyPrefix")},
 		want: keyspaceChange,
 	},
-	"another ttl of dense":                {create: []change{dense}, update: []change{set("spec.ttl", "2h")}, want: denseTTL},
-	"another ttl of dense in a new epoch": {create: []change{dense}, update: []change{set("spec.ttl", "2h"), set("spec.epoch", "2")}},
-	"another size of dense":               {create: []change{dense}, update: []change{set("spec.store.redis.dense", "{expectedMessages: 5000}")}, want: denseLayout},
-	"another durability":                  {update: []change{set("spec.store.redis.durability", "{replicas: 1}")}},
-	"another database":                    {create: []change{postgres}, update: []change{set("spec.store.postgres.database", "other")}},
-	"another key format":                  {update: []change{set("spec.store.redis.keyFormat", "Compact")}, want: keyspaceChange},
-	"another key format in a new epoch":   {update: []change{set("spec.store.redis.keyFormat", "Compact"), set("spec.epoch", "2")}},
-	"a default written out":               {update: []change{set("spec.store.redis.keyFormat", "Readable"), set("spec.epoch", "1")}},
+	"another ttl of dense":              {create: []change{dense}, update: []change{set("spec.ttl", "2h")}},
+	"another size of dense":             {create: []change{dense}, update: []change{set("spec.store.redis.dense", "{expectedMessages: 5000}")}, want: denseLayout},
+	"another durability":                {update: []change{set("spec.store.redis.durability", "{replicas: 1}")}},
+	"another database":                  {create: []change{postgres}, update: []change{set("spec.store.postgres.database", "other")}},
+	"another key format":                {update: []change{set("spec.store.redis.keyFormat", "Compact")}, want: keyspaceChange},
+	"another key format in a new epoch": {update: []change{set("spec.store.redis.keyFormat", "Compact"), set("spec.epoch", "2")}},
+	"a default written out":             {update: []change{set("spec.store.redis.keyFormat", "Readable"), set("spec.epoch", "1")}},
 }
 
 func TestAPIServerHoldsPoliciesToTheRules(t *testing.T) {

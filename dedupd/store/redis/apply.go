@@ -30,6 +30,10 @@ import (
 func (s *Store) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
+	if s.dense != nil {
+		s.applyDense(ctx, ops, results)
+		return
+	}
 	b := &batch{ctx: ctx, store: s, ops: ops, results: results, now: s.clock.Now()}
 	for calls := b.lay(); len(calls) > 0; {
 		s.send(ctx, calls)
@@ -75,6 +79,12 @@ type call struct {
 	whole  bool
 }
 
+// unknown says that the server does not know the script of a call by its name, because it was
+// restarted, or someone emptied its cache. EVAL fills it again.
+func (c *call) unknown(cmd *redis.SliceCmd) bool {
+	return redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") && !c.whole
+}
+
 // lay lays out the first pipeline.
 func (b *batch) lay() []call {
 	b.first, b.keys = firstOfKeys(b.ops), make([]*keyed, len(b.ops))
@@ -109,7 +119,7 @@ func (b *batch) lay() []call {
 		}
 		groups = append(groups, k.indices)
 	}
-	return append(calls, b.pack(groups)...)
+	return append(calls, b.scripted(groups)...)
 }
 
 // keyed returns the state of an operation's key.
@@ -136,7 +146,7 @@ func (b *batch) deferred() []call {
 		groups[i] = append(k.met, k.after...)
 	}
 	b.late = nil
-	return b.pack(groups)
+	return b.scripted(groups)
 }
 
 // send runs a pipeline. Every command has its answer or its error afterwards.
@@ -168,8 +178,7 @@ func (b *batch) settle(c *call) []call {
 	case *redis.IntCmd:
 		b.settleForget(c, cmd)
 	case *redis.SliceCmd:
-		if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") && !c.whole {
-			// The server was restarted, or someone emptied its cache. EVAL fills it again.
+		if c.unknown(cmd) {
 			again := call{indices: c.indices, script: c.script, whole: true}
 			b.scriptCommand(&again)
 			return []call{again}

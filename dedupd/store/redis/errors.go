@@ -191,7 +191,11 @@ func (s *server) refused(err error) string {
 	case redis.HasErrorPrefix(err, "unknown command"):
 		return s.at("", "the server lacks a command that dedupd needs: it is "+aSentinel+", or older than Redis 7.0 or Valkey 7.2")
 	case redis.HasErrorPrefix(err, "NOPERM "):
-		return s.at("", "the server's user may not do what dedupd has to, which is set, get, pttl, del, eval, evalsha, ping and info on the keys of keyPrefix: "+reply(err))
+		needed := "set, get, pttl, del, eval, evalsha"
+		if s.spec.KeyFormat == v1alpha1.KeyDense {
+			needed = "hget, hset, hdel, hlen, hscan, pttl, pexpire, time, eval, evalsha"
+		}
+		return s.at("", fmt.Sprintf("the server's user may not do what dedupd has to, which is %s, ping and info on the keys of keyPrefix: %s", needed, reply(err)))
 	case redis.IsAuthError(err) && ref == nil:
 		return "store.redis.credentialsSecretRef: not set, but the server wants a password: name a Secret with the key password, and username if it has users"
 	case redis.IsAuthError(err):

@@ -41,6 +41,7 @@ type Store struct {
 	server *server
 	clock  *clock
 	limit  time.Duration
+	dense  *dense // nil: each message has a key of its own
 }
 
 var _ store.Store = (*Store)(nil)
@@ -71,6 +72,7 @@ func New(o Options) (*Store, error) {
 		server: newServer(o),
 		clock:  &clock{now: o.Now},
 		limit:  o.Timeout,
+		dense:  newDense(o.Spec),
 	}
 	u := &redis.UniversalOptions{
 		Addrs:         o.Spec.Addresses,

@@ -25,23 +25,32 @@ type script struct {
 	sha    string
 }
 
-func newScript(flags string) script {
-	source := "#!lua" + flags + "\n" + transitionLua
+func newScript(lua, flags string) script {
+	source := "#!lua" + flags + "\n" + lua
 	sum := sha1.Sum([]byte(source)) // #nosec G401 -- as above
 	return script{source: source, sha: hex.EncodeToString(sum[:])}
+}
+
+// named is the command that runs the script, and by what the server is told which: its source
+// if it does not know it by name.
+func (s script) named(whole bool) (command, name string) {
+	if whole {
+		return "eval", s.source
+	}
+	return "evalsha", s.sha
 }
 
 // The same script twice. A server out of memory refuses what would add a record. What is
 // settled takes the place of a record of its size, and refusing it would have the message
 // processed again.
 var (
-	acquireScript = newScript("")
-	settleScript  = newScript(" flags=allow-oom")
+	acquireScript = newScript(transitionLua, "")
+	settleScript  = newScript(transitionLua, " flags=allow-oom")
 )
 
-func scriptFor(ops []store.Op, indices []int) script {
+func (b *batch) scriptFor(indices []int) script {
 	for _, i := range indices {
-		if v := ops[i].Verb; v == store.Mark || v == store.Claim {
+		if v := b.ops[i].Verb; v == store.Mark || v == store.Claim {
 			return acquireScript
 		}
 	}
@@ -55,21 +64,27 @@ const argsPerOp = 4
 // call save the server a fifth of its time; but while it runs nobody else is served.
 const maxScript = 64
 
-// pack makes script calls of groups of operations, each the operations of one key. Those of
-// different keys share a call where the server allows it.
-func (b *batch) pack(groups [][]int) []call {
+// pack makes script calls of groups of operations, each the operations of one key or hash.
+// Those of different keys share a call where the server allows it. The calls have no commands yet.
+func (s *Store) pack(groups [][]int, scriptFor func(indices []int) script) []call {
 	var calls []call
 	open := map[string]int{} // by the script's name, the call that takes more
 	for _, group := range groups {
-		script := scriptFor(b.ops, group)
+		script := scriptFor(group)
 		at, found := open[script.sha]
-		if !found || len(calls[at].indices)+len(group) > maxScript || b.store.server.spec.Mode == v1alpha1.RedisCluster {
+		if !found || len(calls[at].indices)+len(group) > maxScript || s.server.spec.Mode == v1alpha1.RedisCluster {
 			at = len(calls)
 			open[script.sha] = at
 			calls = append(calls, call{script: script})
 		}
 		calls[at].indices = append(calls[at].indices, group...)
 	}
+	return calls
+}
+
+// scripted makes the script calls of groups of operations.
+func (b *batch) scripted(groups [][]int) []call {
+	calls := b.store.pack(groups, b.scriptFor)
 	for i := range calls {
 		b.scriptCommand(&calls[i])
 	}
@@ -80,12 +95,8 @@ func (b *batch) pack(groups [][]int) []call {
 func (b *batch) scriptCommand(c *call) {
 	n := len(c.indices)
 	args := make([]any, 0, 3+(1+argsPerOp)*n)
-	if c.whole {
-		args = append(args, "eval", c.script.source)
-	} else {
-		args = append(args, "evalsha", c.script.sha)
-	}
-	args = append(args, n)
+	command, name := c.script.named(c.whole)
+	args = append(args, command, name, n)
 	for _, i := range c.indices {
 		args = append(args, &b.ops[i].Key)
 	}

@@ -28,6 +28,9 @@ func TestEveryTopologyWithTLSAndUsers(t *testing.T) {
 			t.Parallel()
 			top := start(t)
 			storetest.Run(t, fixtures("", on(top)))
+			t.Run("many messages in a hash", func(t *testing.T) {
+				storetest.Run(t, denseFixtures("", on(top)))
+			})
 			t.Run("health", func(t *testing.T) {
 				if h := newStore(t, "", on(top)).Health(t.Context()); h.Err != nil {
 					t.Errorf("health: %+v", h)
@@ -45,6 +48,9 @@ func TestEveryServerConforms(t *testing.T) {
 			t.Parallel()
 			server := redistest.Config{Program: redistest.Program(t, name)}.Start(t)
 			storetest.Run(t, fixtures(server.Addr))
+			t.Run("many messages in a hash", func(t *testing.T) {
+				storetest.Run(t, denseFixtures(server.Addr))
+			})
 		})
 	}
 }

@@ -35,6 +35,25 @@ func TestCluster(t *testing.T) {
 	t.Run("conforms", func(t *testing.T) {
 		storetest.Run(t, fixtures(servers[0].Addr, inCluster))
 	})
+	t.Run("conforms with many messages in a hash", func(t *testing.T) {
+		storetest.Run(t, denseFixtures(servers[0].Addr, inCluster))
+	})
+	t.Run("a hash is sent to its node, one call for all of its messages", func(t *testing.T) {
+		s := newDense(t, servers[0].Addr, 1000, inCluster)
+		for _, server := range servers {
+			server.Must("config", "resetstat")
+		}
+		const n, hashes = 320, 16
+		want(t, s, marks(n, "dense", "a"), all(n, store.Granted)...)
+		want(t, s, marks(n, "dense", "b"), all(n, store.Seen)...)
+		calls := 0
+		for _, server := range servers {
+			calls += server.Calls("evalsha")
+		}
+		if calls > 2*hashes {
+			t.Errorf("%d calls for two batches on %d hashes", calls, hashes)
+		}
+	})
 	t.Run("a batch goes to every node, one command per message", func(t *testing.T) {
 		s := newStore(t, servers[0].Addr, inCluster)
 		before := 0
