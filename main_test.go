@@ -270,9 +270,26 @@ func TestManager(t *testing.T) {
 		// The other replicas keep theirs: they make the Secret that was deleted anew.
 		poll(t, func() error { return c.Get(context.Background(), key, secret) })
 	})
-	t.Run("SIGTERM ends both cleanly", func(t *testing.T) {
+	t.Run("the one that reconciles is killed, and another takes over", func(t *testing.T) {
+		leader, other := first, second
+		if reconciles(t, second) {
+			leader, other = second, first
+		}
+		leader.kill(t)
+		key := types.NamespacedName{Namespace: "default", Name: v1alpha1.ChildName("orders")}
+		if err := c.Delete(context.Background(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}); err != nil {
+			t.Fatal(err)
+		}
+		poll(t, func() error { return c.Get(context.Background(), key, &corev1.ConfigMap{}) })
+		if !reconciles(t, other) {
+			t.Error("it says that it does not")
+		}
+	})
+	t.Run("SIGTERM ends the other cleanly", func(t *testing.T) {
 		for _, replica := range []*managerProcess{first, second} {
-			replica.terminate(t)
+			if !replica.ended {
+				replica.terminate(t)
+			}
 		}
 	})
 	t.Run("nothing was forbidden", func(t *testing.T) {
@@ -464,6 +481,26 @@ func (p *managerProcess) awaitReady(t *testing.T) {
 		_, err := get("http://" + p.probes + "/readyz?verbose")
 		return err
 	})
+}
+
+// reconciles reports whether a replica says that it is the elected one.
+func reconciles(t *testing.T, p *managerProcess) bool {
+	t.Helper()
+	body, err := get("http://" + p.metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(body, `leader_election_master_status{name="`+leaseName+`"} 1`)
+}
+
+// kill ends the process at once, so that it can release nothing.
+func (p *managerProcess) kill(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.cmd.Wait()
+	p.ended = true
 }
 
 // terminate sends SIGTERM and fails the test unless the process ends by itself with exit code 0.
