@@ -88,6 +88,7 @@ generate: $(BIN)/controller-gen $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-ge
 manifests: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate the CRD, the operator's role and the API reference.
 	$(BIN)/controller-gen crd:generateEmbeddedObjectMeta=false paths=./api/... output:crd:dir=config/crd/bases
 	$(BIN)/controller-gen rbac:roleName=manager-role paths=./controllers/... paths=./webhook/... output:rbac:dir=config/rbac
+	$(BIN)/controller-gen rbac:roleName=tenant-role paths=./controllers/... output:rbac:dir=config/namespaced/tenant
 	$(BIN)/crd-ref-docs --source-path=./api --config=hack/crd-ref-docs.yaml --renderer=markdown --output-path=docs/api.md
 
 .PHONY: clean

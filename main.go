@@ -23,6 +23,7 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
@@ -98,8 +99,9 @@ type settings struct {
 	metricsAddress string
 	probeAddress   string
 	leaderElect    bool
-	webhookPort    int
+	webhookPort    int    // 0: no webhook
 	webhookCertDir string // empty: the operator keeps the certificate itself
+	namespaces     list   // none: all of them
 	logLevel       slog.Level
 }
 
@@ -114,7 +116,8 @@ func parseSettings(args []string, getenv func(string) string, usageTo io.Writer)
 	flags.StringVar(&s.metricsAddress, "metrics-bind-address", ":8080", "host:port of the Prometheus metrics, 0 for none")
 	flags.StringVar(&s.probeAddress, "health-probe-bind-address", ":8081", "host:port of /healthz and /readyz, 0 for none")
 	flags.BoolVar(&s.leaderElect, "leader-elect", false, "let one of several replicas reconcile; all of them serve the webhook")
-	flags.IntVar(&s.webhookPort, "webhook-port", 9443, "port of the webhook")
+	flags.IntVar(&s.webhookPort, "webhook-port", 9443, "port of the webhook, 0 for none: pods are then connected by config/admission-policy, or by hand")
+	flags.Var(&s.namespaces, "namespaces", "the namespaces, separated by commas, whose policies are served (default all); Roles in these are then enough")
 	flags.StringVar(&s.webhookCertDir, "webhook-cert-dir", "", "folder with tls.crt and tls.key for the webhook, reread when they change, from cert-manager for example, which then also sets the caBundle; without it the operator makes and renews the certificate itself")
 	flags.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
@@ -134,8 +137,10 @@ func parseSettings(args []string, getenv func(string) string, usageTo io.Writer)
 		return s, errors.New("--dedupd-image is empty: set it, or DEDUPD_IMAGE, to the image that holds /dedupd, usually the operator's own")
 	case strings.ContainsFunc(s.dedupdImage, unicode.IsSpace):
 		return s, fmt.Errorf("--dedupd-image %q: an image has no white space", s.dedupdImage)
-	case s.webhookPort < 1 || s.webhookPort > 65535:
-		return s, fmt.Errorf("--webhook-port %d: a port is from 1 to 65535", s.webhookPort)
+	case s.webhookPort < 0 || s.webhookPort > 65535:
+		return s, fmt.Errorf("--webhook-port %d: a port is from 1 to 65535, or 0 for none", s.webhookPort)
+	case s.webhookPort == 0 && s.webhookCertDir != "":
+		return s, fmt.Errorf("--webhook-cert-dir %q: there is no webhook with --webhook-port 0; leave one of them out", s.webhookCertDir)
 	}
 	for flag, address := range map[string]string{"--metrics-bind-address": s.metricsAddress, "--health-probe-bind-address": s.probeAddress} {
 		if _, _, err := net.SplitHostPort(address); err != nil && address != "0" {
@@ -150,6 +155,23 @@ func parseSettings(args []string, getenv func(string) string, usageTo io.Writer)
 	return s, nil
 }
 
+// list is a flag's value of names separated by commas.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+// Set implements flag.Value.
+func (l *list) Set(value string) error {
+	*l = nil
+	for name := range strings.SplitSeq(value, ",") {
+		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
+			return fmt.Errorf("%q: %s", name, problems[0])
+		}
+		*l = append(*l, name)
+	}
+	return nil
+}
+
 // newManager wires controllers, webhook and certificate into a manager.
 func newManager(config *rest.Config, s settings) (ctrl.Manager, error) {
 	scheme := runtime.NewScheme()
@@ -157,9 +179,15 @@ func newManager(config *rest.Config, s settings) (ctrl.Manager, error) {
 		return nil, fmt.Errorf("building the scheme: %w", err)
 	}
 	caches := controllers.CacheOptions()
+	for _, namespace := range s.namespaces {
+		if caches.DefaultNamespaces == nil {
+			caches.DefaultNamespaces = map[string]cache.Config{}
+		}
+		caches.DefaultNamespaces[namespace] = cache.Config{}
+	}
 	server := ctrlwebhook.Options{Port: s.webhookPort, CertDir: s.webhookCertDir}
 	var certificate *certs.Reconciler
-	if s.webhookCertDir == "" {
+	if s.webhookCertDir == "" && s.webhookPort != 0 {
 		keeper := certs.Options{
 			Secret:  types.NamespacedName{Namespace: s.namespace, Name: certificateSecret},
 			Webhook: webhookName,
@@ -203,14 +231,16 @@ func setUp(m ctrl.Manager, s settings, certificate *certs.Reconciler) error {
 			return fmt.Errorf("setting up the webhook's certificate: %w", err)
 		}
 	}
-	webhook.SetupWithManager(m, webhook.Options{Image: s.dedupdImage})
+	if s.webhookPort != 0 {
+		webhook.SetupWithManager(m, webhook.Options{Image: s.dedupdImage})
+		if err := m.AddReadyzCheck("webhook", m.GetWebhookServer().StartedChecker()); err != nil {
+			return fmt.Errorf("setting up the webhook's health check: %w", err)
+		}
+	}
 	if err := controllers.SetupWithManager(m, controllers.Options{Image: s.dedupdImage, OperatorNamespace: s.namespace}); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
 	}
-	if err := errors.Join(
-		m.AddHealthzCheck("ping", healthz.Ping),
-		m.AddReadyzCheck("webhook", m.GetWebhookServer().StartedChecker()),
-	); err != nil {
+	if err := errors.Join(m.AddHealthzCheck("ping", healthz.Ping), m.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return fmt.Errorf("setting up the health checks: %w", err)
 	}
 	return nil

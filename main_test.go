@@ -61,6 +61,11 @@ func TestSettings(t *testing.T) {
 		"an image with a space":           {args: []string{"--dedupd-image=a b"}, want: `--dedupd-image "a b"`},
 		"no namespace":                    {without: "POD_NAMESPACE", want: "POD_NAMESPACE is not set"},
 		"a port that is none":             {args: []string{"--webhook-port=70000"}, want: "--webhook-port 70000: a port is from 1 to 65535"},
+		"no webhook":                      {args: []string{"--webhook-port=0"}},
+		"a certificate of no webhook":     {args: []string{"--webhook-port=0", "--webhook-cert-dir=x"}, want: "there is no webhook"},
+		"some namespaces":                 {args: []string{"--namespaces=a,b"}},
+		"a namespace that is none":        {args: []string{"--namespaces=a,B"}, want: `"B": a lowercase`},
+		"an empty namespace":              {args: []string{"--namespaces=a,"}, want: `"": a lowercase`},
 		"metrics and probes off":          {args: []string{"--metrics-bind-address=0", "--health-probe-bind-address=0"}},
 		"an address without a port":       {args: []string{"--metrics-bind-address=localhost"}, want: `--metrics-bind-address "localhost": want host:port`},
 		"a folder without certificates":   {args: []string{"--webhook-cert-dir=/nonexistent"}, want: `--webhook-cert-dir "/nonexistent"`},
@@ -93,13 +98,22 @@ func TestManifests(t *testing.T) {
 		t.Error("a caBundle is rendered: a deployment tool would fight the operator over it")
 	}
 	m := parse(t, rendered)
+	if len(m.webhook.Webhooks) != 1 {
+		t.Fatalf("%d webhooks", len(m.webhook.Webhooks))
+	}
 
 	t.Run("no ClusterRole reads Secrets, or can grant itself more", func(t *testing.T) {
-		for _, role := range m.clusterRoles {
-			for _, rule := range role.Rules {
-				for _, forbidden := range []string{"*", "secrets", "escalate", "bind", "impersonate"} {
-					if slices.Contains(slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs), forbidden) {
-						t.Errorf("%s has %q in %v", role.Name, forbidden, rule)
+		for _, folder := range []string{"config/default", "config/cert-manager", "config/namespaced"} {
+			roles := parse(t, render(t, folder)).clusterRoles
+			if len(roles) == 0 {
+				t.Errorf("%s: there is none", folder)
+			}
+			for _, role := range roles {
+				for _, rule := range role.Rules {
+					for _, forbidden := range []string{"*", "secrets", "escalate", "bind", "impersonate"} {
+						if slices.Contains(slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs), forbidden) {
+							t.Errorf("%s: %s has %q in %v", folder, role.Name, forbidden, rule)
+						}
 					}
 				}
 			}
@@ -183,7 +197,7 @@ func TestManifests(t *testing.T) {
 // The manager as two processes, under the permissions that config/rbac grants and no others,
 // against a real API server with config/default installed.
 func TestManager(t *testing.T) {
-	c, kubeconfig, m := install(t)
+	c, kubeconfig, m := install(t, "config/default")
 	webhookPort := routeWebhook(t, c)
 	first := startManager(t, kubeconfig, webhookPort)
 	second := startManager(t, kubeconfig, freePort(t))
@@ -303,9 +317,10 @@ func TestManager(t *testing.T) {
 	})
 }
 
-// manifests is what config/default renders to, as far as the tests look at it.
+// manifests is what a folder of config renders to, as far as the tests look at it.
 type manifests struct {
 	clusterRoles []rbacv1.ClusterRole
+	clusterWide  []rbacv1.ClusterRoleBinding
 	roles        []rbacv1.Role
 	deployment   appsv1.Deployment
 	webhook      admissionv1.MutatingWebhookConfiguration
@@ -349,6 +364,9 @@ func parse(t *testing.T, rendered []byte) manifests {
 		case "ClusterRole":
 			m.clusterRoles = append(m.clusterRoles, rbacv1.ClusterRole{})
 			err = json.Unmarshal(raw, &m.clusterRoles[len(m.clusterRoles)-1])
+		case "ClusterRoleBinding":
+			m.clusterWide = append(m.clusterWide, rbacv1.ClusterRoleBinding{})
+			err = json.Unmarshal(raw, &m.clusterWide[len(m.clusterWide)-1])
 		case "Role":
 			m.roles = append(m.roles, rbacv1.Role{})
 			err = json.Unmarshal(raw, &m.roles[len(m.roles)-1])
@@ -361,15 +379,15 @@ func parse(t *testing.T, rendered []byte) manifests {
 			t.Fatalf("%s: %v", meta.Kind, err)
 		}
 	}
-	if len(m.clusterRoles) == 0 || len(m.roles) == 0 || len(m.webhook.Webhooks) != 1 || len(m.deployment.Spec.Template.Spec.Containers) != 1 {
-		t.Fatalf("config/default lacks roles, the webhook or the Deployment: %+v", m)
+	if len(m.roles) == 0 || len(m.deployment.Spec.Template.Spec.Containers) != 1 {
+		t.Fatalf("the manifests lack roles or the Deployment: %+v", m)
 	}
 	return m
 }
 
-// install starts an API server, applies config/default, and returns the administrator's client
+// install starts an API server, applies a folder of config, and returns the administrator's client
 // and the path of a kubeconfig that acts as the operator's ServiceAccount.
-func install(t *testing.T) (client.Client, string, manifests) {
+func install(t *testing.T, folder string) (client.Client, string, manifests) {
 	t.Helper()
 	environment := &envtest.Environment{BinaryAssetsDirectory: assets(t)}
 	// Before it is started: a start that fails halfway has processes to stop, too.
@@ -386,9 +404,11 @@ func install(t *testing.T) (client.Client, string, manifests) {
 	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rendered := render(t, "config/default")
+	rendered := render(t, folder)
 	m := parse(t, rendered)
 	for _, args := range [][]string{
+		{"create", "namespace", "team-a"}, // is there before the operator is, as are others
+		{"create", "namespace", "team-b"},
 		{"apply", "--server-side", "-f", "-"},
 		{"wait", "--for=condition=Established", "crd/deduppolicies.dedupd.io"},
 	} {
@@ -454,10 +474,15 @@ type managerProcess struct {
 
 func startManager(t *testing.T, kubeconfig string, webhookPort int, args ...string) *managerProcess {
 	t.Helper()
+	return startProcess(t, kubeconfig, append(args, "--webhook-port="+strconv.Itoa(webhookPort))...)
+}
+
+func startProcess(t *testing.T, kubeconfig string, args ...string) *managerProcess {
+	t.Helper()
 	address := func() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))) }
 	p := &managerProcess{log: &bytes.Buffer{}, probes: address(), metrics: address()}
 	p.cmd = exec.Command(os.Args[0], append(args, "--leader-elect", "--dedupd-image=dedup-operator:test",
-		"--webhook-port="+strconv.Itoa(webhookPort), "--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)...)
+		"--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)...)
 	p.cmd.Env = append(os.Environ(), beManager+"=1", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE=dedup-system")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {

@@ -147,6 +147,7 @@ func TestAPIServer(t *testing.T) {
 			create(t, c, newPod(unowned, named("system"), func(p *corev1.Pod) { p.Namespace = excluded }))
 		})
 	}
+	testAdmissionPolicies(t, c)
 }
 
 const (
