@@ -168,7 +168,7 @@ func openServed(p *policy.Policy, o serveOptions, log *slog.Logger, now func() t
 	switch spec := p.StoreSpec; {
 	case spec.Redis != nil:
 		return redis.New(redis.Options{
-			Spec: *spec.Redis, SecretsDir: o.secretsDir, Timeout: o.storeTimeout, Now: now, Log: log.With("policy", p.Name),
+			Spec: *spec.Redis, SecretsDir: o.secretsDir, BirthKey: p.BirthKey, Timeout: o.storeTimeout, Now: now, Log: log.With("policy", p.Name),
 		})
 	case spec.Memory != nil:
 		return memory.New(memory.Options{MaxEntries: int(spec.Memory.MaxEntries), Now: now}), nil

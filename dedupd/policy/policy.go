@@ -43,6 +43,10 @@ type Policy struct {
 	// NearCache says what a replica remembers of the store's answers; no entries: nothing.
 	NearCache NearCache
 
+	// BirthKey is the key of the store's birth marker. It is the same in every epoch: it tells of
+	// the server, and not of what is remembered.
+	BirthKey string
+
 	// ConfigHash is the HashConfig of the file that the policy was read from; empty for one
 	// that was compiled from an object.
 	ConfigHash string
@@ -100,6 +104,8 @@ func Compile(p *v1alpha1.DedupPolicy) (*Policy, field.ErrorList) {
 			c.prefix = r.KeyPrefix
 		}
 	}
+	// No key begins with it: after a '~' comes JSON, "sha256:" or an epoch.
+	c.BirthKey = c.prefix + "~birth"
 	if s.Epoch > 1 {
 		c.prefix += "~e" + strconv.FormatInt(s.Epoch, 10) + ":"
 	}

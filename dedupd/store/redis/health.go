@@ -13,11 +13,30 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
-// Health implements store.Store. It asks the server, or each primary of a cluster, and
-// answers with the worst.
+// Health implements store.Store. It asks the server, or each primary of a cluster, answers with
+// the worst, and raises the heartbeat of the birth marker.
 func (s *Store) Health(ctx context.Context) store.Health {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
+	h := s.askAll(ctx)
+	if h.Err != nil {
+		return h
+	}
+	since, err := s.history.since(ctx, s.client, s.clock.Now())
+	switch {
+	case err == nil:
+		h.HistorySince = since
+	case isRefusal(err):
+		s.server.log.DebugContext(ctx, "the birth marker cannot be written, a loss of history would not be noticed", "error", err)
+	default:
+		// A server that answers and takes no writes, such as one whose disk is full.
+		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+	}
+	return h
+}
+
+// askAll asks the server, or each primary of a cluster.
+func (s *Store) askAll(ctx context.Context) store.Health {
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
 		return s.ask(ctx, s.client)

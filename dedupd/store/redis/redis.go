@@ -25,6 +25,10 @@ type Options struct {
 	// SecretsDir holds a folder for each Secret that Spec names, with a file for each key.
 	SecretsDir string
 
+	// BirthKey is the key of the marker by which a loss of the server's history is noticed. In a
+	// cluster it is what the markers' keys begin with. Empty: there is none, and HistorySince is not known.
+	BirthKey string
+
 	// Timeout bounds every Apply and every Health, retries included. At least a millisecond.
 	Timeout time.Duration
 
@@ -37,11 +41,12 @@ type Options struct {
 
 // Store remembers in Redis.
 type Store struct {
-	client redis.UniversalClient
-	server *server
-	clock  *clock
-	limit  time.Duration
-	dense  *dense // nil: each message has a key of its own
+	client  redis.UniversalClient
+	server  *server
+	history *history
+	clock   *clock
+	limit   time.Duration
+	dense   *dense // nil: each message has a key of its own
 }
 
 var _ store.Store = (*Store)(nil)
@@ -69,10 +74,11 @@ func New(o Options) (*Store, error) {
 	}
 	silence()
 	s := &Store{
-		server: newServer(o),
-		clock:  &clock{now: o.Now},
-		limit:  o.Timeout,
-		dense:  newDense(o.Spec),
+		server:  newServer(o),
+		history: newHistory(o.BirthKey, o.Spec.Mode),
+		clock:   &clock{now: o.Now},
+		limit:   o.Timeout,
+		dense:   newDense(o.Spec),
 	}
 	u := &redis.UniversalOptions{
 		Addrs:         o.Spec.Addresses,
