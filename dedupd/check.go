@@ -34,6 +34,9 @@ in body is hashed byte for byte as it is written. Optional: consumer, attempt. E
 A line out, in the same order, is {"decision":"FRESH","key":"…"}. A line in that is no message, or that cannot be
 decided, gets {"error":"line 7: …"}, and the rest goes on. A summary is written to standard error.
 
+With --summary there are no such lines, and the summary goes to standard output, with an estimate of what a store needs to remember
+--rate messages a second like these.
+
 With mode: Claim each FRESH message is completed at once, as by a consumer that succeeds, so that a repeat is a
 DUPLICATE; --complete=false leaves the claims open, so that a repeat is IN_PROGRESS until the lease runs out.
 
@@ -50,6 +53,8 @@ type checkOptions struct {
 	maxBody             size
 	timeout             time.Duration
 	complete            bool
+	summary             bool
+	rate                float64
 }
 
 func check(ctx context.Context, args []string, env environment) int {
@@ -86,6 +91,8 @@ func parseCheckFlags(args []string, env environment) (*checkOptions, int) {
 	f.Var(&o.maxBody, "max-body", "the greatest `size` of a body")
 	f.DurationVar(&o.timeout, "store-timeout", engine.DefaultTimeout, "the greatest `duration` of a call of the store")
 	f.BoolVar(&o.complete, "complete", true, "with mode: Claim, complete each FRESH message after it is answered")
+	f.BoolVar(&o.summary, "summary", false, "write a summary to standard output, with an estimate of the store's size, and no decisions")
+	f.Float64Var(&o.rate, "rate", 1000, "with --summary: the `NUMBER` of messages in a second")
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -103,6 +110,9 @@ func parseCheckFlags(args []string, env environment) (*checkOptions, int) {
 	case o.timeout < time.Millisecond:
 		err = fmt.Errorf("--store-timeout: %s; want at least 1ms", o.timeout)
 	}
+	if err == nil && (!(o.rate > 0) || math.IsInf(o.rate, 0)) {
+		err = fmt.Errorf("--rate: %v; want a positive number of messages in a second", o.rate)
+	}
 	if err != nil {
 		env.tell("dedupd check: %v\nsee dedupd check --help\n", err)
 		return nil, exitUsage
@@ -117,6 +127,8 @@ type checker struct {
 	consumer string // of a message that names none
 	maxBody  int    // in bytes
 	complete bool
+	summary  bool // instead of decisions
+	rate     float64
 	sum      summary
 }
 
@@ -138,6 +150,8 @@ func newChecker(o *checkOptions, env environment) (*checker, error) {
 		consumer: o.consumer,
 		maxBody:  int(o.maxBody),
 		complete: o.complete && p.Mode == v1alpha1.ModeClaim,
+		summary:  o.summary,
+		rate:     o.rate,
 		sum:      newSummary(p, o.store),
 	}
 	c.engine = engine.New(p, s, engine.Options{
@@ -183,7 +197,11 @@ func (c *checker) run(ctx context.Context, env environment) error {
 	out := bufio.NewWriterSize(env.out, 64<<10)
 	for {
 		lines, readErr := in.batch()
-		for _, d := range c.answer(ctx, lines) {
+		answers := c.answer(ctx, lines)
+		if c.summary {
+			answers = nil
+		}
+		for _, d := range answers {
 			if err := writeLine(out, d); err != nil {
 				return err
 			}
@@ -196,12 +214,23 @@ func (c *checker) run(ctx context.Context, env environment) error {
 		switch {
 		case errors.Is(readErr, io.EOF):
 			c.sum.took = env.now().Sub(start)
-			env.tell("%s", c.sum.String())
-			return nil
+			return c.report(env)
 		case readErr != nil:
 			return fmt.Errorf("reading messages: %w", readErr)
 		}
 	}
+}
+
+// report tells what the run came to.
+func (c *checker) report(env environment) error {
+	if !c.summary {
+		env.tell("%s", c.sum.String())
+		return nil
+	}
+	if _, err := io.WriteString(env.out, c.sum.String()+c.sum.sizing.estimate(&c.sum, c.rate)); err != nil {
+		return fmt.Errorf("writing the summary: %w", err)
+	}
+	return nil
 }
 
 // decision is a line of the output.

@@ -18,6 +18,7 @@ type summary struct {
 	keys, errors  int
 	oldest        time.Duration
 	took          time.Duration
+	sizing        *sizing
 }
 
 func newSummary(p *policy.Policy, storeName string) summary {
@@ -26,6 +27,7 @@ func newSummary(p *policy.Policy, storeName string) summary {
 		store:     storeName,
 		decisions: map[engine.Decision]int{},
 		shadow:    map[string]int{},
+		sizing:    newSizing(p),
 	}
 }
 
@@ -34,8 +36,12 @@ func (s *summary) count(a *engine.Answer) {
 	if a.Shadow != "" {
 		s.shadow[a.Shadow]++
 	}
-	if a.Key != "" {
-		s.keys++
+	if a.Key == "" {
+		return
+	}
+	s.keys++
+	if a.Shadow == string(engine.Fresh) || a.Shadow == "" && a.Decision == engine.Fresh {
+		s.sizing.add(a.Key)
 	}
 }
 

@@ -21,11 +21,14 @@ func memory(ctx context.Context, s *stand, o options) ([]result, error) {
 		name  string
 		reach float64 // of the rival's
 	}{
-		{"Readable", 1}, {"Compact", 0.7},
+		{"Readable", 1}, {"Compact", 0.7}, {"Dense", 0.25},
 	} {
 		policy := strings.NewReplacer(
 			"addresses:", "keyFormat: "+format.name+`, keyPrefix: "`+prefix+`", addresses:`, "mode: Mark", "mode: Mark\n  scope: Policy",
 		).Replace(marksPolicy)
+		if format.name == "Dense" {
+			policy = strings.Replace(policy, "addresses:", fmt.Sprintf("dense: {expectedMessages: %d}, addresses:", max(o.ids, 1000)), 1)
+		}
 		ours, err := perID(ctx, s, o.ids, policy, func(on hosts) load { return batches(on.grpc, "marks", 1, false) })
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", format.name, err)

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/key"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
+	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
+)
+
+// The estimate is what a real server needs. Redis's own build of jemalloc has finer sizes than
+// a distribution's, and so may need a little less.
+func TestTheEstimateIsWhatRedisNeeds(t *testing.T) {
+	for name, test := range map[string]struct {
+		edit  *strings.Replacer
+		bytes func(*sizing) float64
+	}{
+		"readable keys": {strings.NewReplacer(), func(s *sizing) float64 { return s.readable }},
+		"compact keys":  {strings.NewReplacer("addresses", "keyFormat: Compact, addresses"), func(s *sizing) float64 { return s.compact }},
+		"claims":        {strings.NewReplacer("ttl: 1h", "ttl: 1h\n  mode: Claim"), func(s *sizing) float64 { return s.readable }},
+		"content that is verified": {
+			strings.NewReplacer("{header: id}", "{header: id, verifyContent: true}", "ttl: 1h", "ttl: 1h\n  mode: Claim"),
+			func(s *sizing) float64 { return s.readable },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t)
+			text := strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", server.Addr), 1)
+			p := loadOne(t, test.edit.Replace(text))
+			s, err := redis.New(redis.Options{Spec: *p.StoreSpec.Redis, Timeout: 10 * time.Second, Now: time.Now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			used := func() float64 {
+				_, rest, _ := strings.Cut(fmt.Sprint(server.Must("info", "memory")), "used_memory:")
+				number, _, _ := strings.Cut(rest, "\r\n")
+				n, err := strconv.ParseFloat(number, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			size := newSizing(p)
+			fill(t, p, s, newSizing(p), "warm")
+			before := used()
+			n := fill(t, p, s, size, "id")
+			needs := (used() - before) / n
+			reckoned := (test.bytes(size) + redisTables(2*n) - redisTables(n)) / n
+			if reckoned < needs*0.97 || reckoned > needs*1.2 {
+				t.Errorf("reckoned %.0f bytes for each message, it needs %.0f", reckoned, needs)
+			}
+		})
+	}
+}
+
+func TestTheEstimateIsWhatMemoryNeeds(t *testing.T) {
+	p := loadOne(t, headerPolicy)
+	s := memory.New(memory.Options{MaxEntries: math.MaxInt, Now: time.Now})
+	used := func() float64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc)
+	}
+	size := newSizing(p)
+	before := used()
+	n := fill(t, p, s, size, "id")
+	needs := (used() - before) / n
+	runtime.KeepAlive(s)
+	if reckoned := size.memory / n; reckoned < needs*0.75 || reckoned > needs*1.4 {
+		t.Errorf("reckoned %.0f bytes for each message, it needs %.0f", reckoned, needs)
+	}
+}
+
+// fill has a store remember 32,768 messages, half of what a hash table of the next size holds.
+func fill(t *testing.T, p *policy.Policy, s store.Store, size *sizing, name string) float64 {
+	t.Helper()
+	const batches, each = 64, 512
+	e := engine.New(p, s, engine.Options{Now: time.Now, Timeout: 10 * time.Second})
+	for b := range batches {
+		requests := make([]engine.Request, each)
+		for i := range requests {
+			headers, err := key.NewMapHeaders(map[string]string{"Id": fmt.Sprintf("%s-7207bfe6-7b2d-685b-%06d", name, b*each+i)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			requests[i] = engine.Request{Consumer: "billing", Message: key.Message{Headers: headers}}
+		}
+		for _, a := range e.Check(t.Context(), requests) {
+			if a.Decision != engine.Fresh {
+				t.Fatalf("%+v", a)
+			}
+			size.add(a.Key)
+		}
+	}
+	return batches * each
+}
+
+func loadOne(t *testing.T, manifest string) *policy.Policy {
+	t.Helper()
+	policies, err := policy.Load(policyFile(t, manifest), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policies[0]
+}
