@@ -14,21 +14,21 @@ import (
 // requests with one key the first is decided first.
 func (e *Engine) Check(ctx context.Context, reqs []Request) []Answer {
 	answers := make([]Answer, len(reqs))
-	ops := make([]store.Op, 0, len(reqs))
+	b := newBatch(len(reqs))
 	for i := range reqs {
 		op, err := e.checkOp(&reqs[i], &answers[i])
 		if err != nil {
 			answers[i].Err = err
 			continue
 		}
-		ops = append(ops, op)
+		b.ops = append(b.ops, op)
 	}
-	results, left := e.apply(ctx, ops)
+	left := e.apply(ctx, b)
 	next := 0
 	for i := range answers {
 		a := &answers[i]
 		if a.Err == nil {
-			e.decide(a, &results[next], left)
+			e.decide(a, &b.results[next], left)
 			next++
 		}
 		e.enforce(a)
@@ -36,12 +36,13 @@ func (e *Engine) Check(ctx context.Context, reqs []Request) []Answer {
 			e.observe.Checked(a)
 		}
 	}
+	b.done()
 	return answers
 }
 
 // checkOp forms the key of a request, which it writes into the answer, and the operation.
 func (e *Engine) checkOp(r *Request, a *Answer) (store.Op, error) {
-	key, err := e.policy.Key(r.Consumer, r.Message)
+	key, stored, err := e.policy.Keys(r.Consumer, r.Message)
 	if err != nil {
 		return store.Op{}, keyError(err)
 	}
@@ -50,7 +51,7 @@ func (e *Engine) checkOp(r *Request, a *Answer) (store.Op, error) {
 	if e.policy.Mode == v1alpha1.ModeClaim {
 		verb = store.Claim
 	}
-	op := e.op(verb, key, record.Token{Owner: owner(r.Attempt)})
+	op := e.op(verb, stored, record.Token{Owner: owner(r.Attempt)})
 	op.Digest = e.policy.Digest(r.Message.Body)
 	return op, nil
 }
@@ -106,18 +107,8 @@ func (e *Engine) decide(a *Answer, r *store.Result, left error) {
 // decisions that do not bind.
 func (e *Engine) enforce(a *Answer) {
 	p := e.policy
-	var err *Error
-	if errors.As(a.Err, &err) {
-		open := p.FailOpen && err.Code == Unavailable
-		process := p.ProcessMissing && err.ofMessage
-		switch {
-		case open || process:
-			a.pass(Unchecked, err.Message)
-			a.Shadow = string(Unchecked)
-		case p.Shadow:
-			a.pass(Fresh, err.Message)
-			a.Shadow = string(err.Code)
-		}
+	if a.Err != nil {
+		e.excuse(a)
 	} else {
 		a.Shadow = string(a.Decision)
 	}
@@ -128,6 +119,25 @@ func (e *Engine) enforce(a *Answer) {
 	}
 	if p.Mode == v1alpha1.ModeClaim && a.Token == "" && (a.Decision == Fresh || a.Decision == Unchecked) {
 		a.Token = NoClaim
+	}
+}
+
+// excuse lets a message pass that met an error, where the policy says so.
+func (e *Engine) excuse(a *Answer) {
+	var err *Error
+	if !errors.As(a.Err, &err) {
+		return
+	}
+	p := e.policy
+	open := p.FailOpen && err.Code == Unavailable
+	process := p.ProcessMissing && err.ofMessage
+	switch {
+	case open || process:
+		a.pass(Unchecked, err.Message)
+		a.Shadow = string(Unchecked)
+	case p.Shadow:
+		a.pass(Fresh, err.Message)
+		a.Shadow = string(err.Code)
 	}
 }
 

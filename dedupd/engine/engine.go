@@ -4,6 +4,8 @@ package engine
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/dedupd/dedup-operator/dedupd/key"
@@ -121,33 +123,57 @@ func New(p *policy.Policy, s store.Store, o Options) *Engine {
 // Policy is the policy that the engine decides by.
 func (e *Engine) Policy() *policy.Policy { return e.policy }
 
-// apply has the store carry out ops. It does not end with the caller: a write that has begun
-// runs to its end under its own deadline. It returns the error for a caller that has left
+// apply has the store carry out a batch. It does not end with the caller: a write that has
+// begun runs to its end under its own deadline. It returns the error for a caller that has left
 // meanwhile, who can no longer be told an outcome that it may act on.
-func (e *Engine) apply(ctx context.Context, ops []store.Op) ([]store.Result, error) {
-	results := make([]store.Result, len(ops))
-	if len(ops) == 0 {
-		return results, nil
+func (e *Engine) apply(ctx context.Context, b *batch) error {
+	b.results = slices.Grow(b.results, len(b.ops))[:len(b.ops)]
+	if len(b.ops) == 0 {
+		return nil
 	}
 	if ctx.Err() != nil {
-		return results, indeterminate(ctx)
+		return indeterminate(ctx)
 	}
 	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.timeout)
 	defer cancel()
-	e.store.Apply(own, ops, results)
+	e.store.Apply(own, b.ops, b.results)
 	if ctx.Err() != nil {
-		return results, indeterminate(ctx)
+		return indeterminate(ctx)
 	}
-	return results, nil
+	return nil
 }
 
-// op is an operation of this policy on a key.
-func (e *Engine) op(verb store.Verb, key string, token record.Token) store.Op {
+// op is an operation of this policy on a key of the store.
+func (e *Engine) op(verb store.Verb, stored string, token record.Token) store.Op {
 	return store.Op{
 		Verb:  verb,
-		Key:   e.policy.StoreKey(key),
+		Key:   stored,
 		Token: token,
 		TTL:   e.policy.TTL,
 		Lease: e.policy.Lease,
 	}
+}
+
+// batch is what one call of the store works on. The store touches neither slice when it has
+// returned, so that the next call may have them.
+type batch struct {
+	ops     []store.Op
+	results []store.Result
+}
+
+var batches = sync.Pool{New: func() any { return &batch{} }}
+
+// newBatch returns an empty batch for n operations. Who is done with it calls done, unless
+// something panics: then nobody knows who may still use it.
+func newBatch(n int) *batch {
+	b := batches.Get().(*batch)
+	b.ops = slices.Grow(b.ops, n)
+	return b
+}
+
+func (b *batch) done() {
+	clear(b.ops)
+	clear(b.results)
+	b.ops, b.results = b.ops[:0], b.results[:0]
+	batches.Put(b)
 }

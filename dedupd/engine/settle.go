@@ -39,7 +39,7 @@ const StateNone = "NONE"
 // as well.
 func (e *Engine) Settle(ctx context.Context, ops []Settle) []Settled {
 	out := make([]Settled, len(ops))
-	batch := make([]store.Op, 0, len(ops))
+	b := newBatch(len(ops))
 	index := make([]int, 0, len(ops))
 	for i, s := range ops {
 		if s.Token == NoClaim {
@@ -51,16 +51,17 @@ func (e *Engine) Settle(ctx context.Context, ops []Settle) []Settled {
 			out[i].Err = err
 			continue
 		}
-		batch = append(batch, op)
+		b.ops = append(b.ops, op)
 		index = append(index, i)
 	}
-	results, left := e.apply(ctx, batch)
+	left := e.apply(ctx, b)
 	for n, i := range index {
-		out[i] = settled(ops[i].Verb, &results[n], left)
+		out[i] = settled(ops[i].Verb, &b.results[n], left)
 		if e.observe.Settled != nil {
 			e.observe.Settled(ops[i].Verb, out[i].Err)
 		}
 	}
+	b.done()
 	return out
 }
 
@@ -77,7 +78,7 @@ func (e *Engine) settleOp(s Settle) (store.Op, error) {
 	if err != nil {
 		return store.Op{}, invalidArgument("token", "%w, or %q where there was no claim", err, NoClaim)
 	}
-	return e.op(s.Verb, s.Key, token), nil
+	return e.op(s.Verb, e.policy.StoreKey(s.Key), token), nil
 }
 
 // checkKey refuses what no answer ever named as a key.
@@ -187,12 +188,16 @@ func (e *Engine) one(ctx context.Context, verb store.Verb, key string) (store.Re
 	if err := checkKey(key); err != nil {
 		return store.Result{}, err
 	}
-	results, left := e.apply(ctx, []store.Op{e.op(verb, key, record.Token{})})
+	b := newBatch(1)
+	b.ops = append(b.ops, e.op(verb, e.policy.StoreKey(key), record.Token{}))
+	left := e.apply(ctx, b)
+	r := b.results[0]
+	b.done()
 	switch {
 	case left != nil:
 		return store.Result{}, left
-	case results[0].Err != nil:
-		return store.Result{}, storeError(results[0].Err)
+	case r.Err != nil:
+		return store.Result{}, storeError(r.Err)
 	}
-	return results[0], nil
+	return r, nil
 }

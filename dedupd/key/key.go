@@ -33,18 +33,32 @@ type Headers interface {
 // MapHeaders are headers in a map whose names are in lower case.
 type MapHeaders map[string]string
 
-// NewMapHeaders returns m with its names in lower case. Two names that differ by case only are
-// an error: which of the two values counts would be left to chance.
+// NewMapHeaders returns m with its names in lower case, which is m itself where they are. Two
+// names that differ by case only are an error: which of the two values counts would be left to
+// chance.
 func NewMapHeaders(m map[string]string) (MapHeaders, error) {
+	if lower(m) {
+		return m, nil
+	}
 	h := make(MapHeaders, len(m))
 	for name, value := range m {
-		lower := strings.ToLower(name)
-		if _, ok := h[lower]; ok {
-			return nil, fmt.Errorf("%q is given more than once (names are compared without case); send it once", lower)
+		name = strings.ToLower(name)
+		if _, ok := h[name]; ok {
+			return nil, fmt.Errorf("%q is given more than once (names are compared without case); send it once", name)
 		}
-		h[lower] = value
+		h[name] = value
 	}
 	return h, nil
+}
+
+// lower says whether all names are in lower case.
+func lower(m map[string]string) bool {
+	for name := range m {
+		if strings.ToLower(name) != name {
+			return false
+		}
+	}
+	return true
 }
 
 // Get returns the value of a header by its name in lower case.

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -165,27 +166,56 @@ const hashedLen = len("~sha256:") + 2*sha256.Size
 // Key returns the key of a consumer's message: under scope Consumer the consumer's name comes
 // first. A *ConsumerError, *key.MissingError or *key.MalformedError says why there is none.
 func (p *Policy) Key(consumer string, m key.Message) (string, error) {
-	if len(consumer) > MaxConsumer {
-		return "", &ConsumerError{Consumer: consumer, Reason: fmt.Sprintf("%d bytes, at most %d", len(consumer), MaxConsumer)}
+	k, _, err := p.Keys(consumer, m)
+	return k, err
+}
+
+// Keys is Key and the StoreKey of it.
+func (p *Policy) Keys(consumer string, m key.Message) (k, stored string, err error) {
+	scratch := buffers.Get().(*[]byte)
+	defer buffers.Put(scratch)
+	b, err := p.appendKey((*scratch)[:0], consumer, m)
+	if cap(b) <= maxBuffer {
+		*scratch = b
 	}
-	b := make([]byte, 0, 128) // most keys fit
+	switch {
+	case err != nil:
+		return "", "", err
+	case p.hashed:
+		k = string(b)
+		return k, p.StoreKey(k), nil
+	default:
+		stored = p.prefix + string(b)
+		return stored[len(p.prefix):], stored, nil
+	}
+}
+
+// buffers are for keys in the making. One that a message made large is not kept.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 256); return &b }}
+
+const maxBuffer = 4 << 10
+
+func (p *Policy) appendKey(b []byte, consumer string, m key.Message) ([]byte, error) {
+	if len(consumer) > MaxConsumer {
+		return b, &ConsumerError{Consumer: consumer, Reason: fmt.Sprintf("%d bytes, at most %d", len(consumer), MaxConsumer)}
+	}
 	if p.Scope == v1alpha1.ScopeConsumer {
 		if consumer == "" {
-			return "", &ConsumerError{Reason: "missing; under scope: Consumer each check names the consumer it is for"}
+			return b, &ConsumerError{Reason: "missing; under scope: Consumer each check names the consumer it is for"}
 		}
 		b = append(key.AppendConsumer(b, consumer), ':')
 	}
 	prefixLen := len(b)
 	b, err := p.Strategy.AppendKey(b, m)
 	if err != nil {
-		return "", err
+		return b, err
 	}
 	if prefixLen > key.MaxReadable-hashedLen {
 		// A long consumer name is hashed along, so that a key's length stays bounded. It cannot
 		// meet a key that begins with a name: no escaped name begins with '~'.
 		prefixLen = 0
 	}
-	return string(key.Shorten(b, prefixLen)), nil
+	return key.Shorten(b, prefixLen), nil
 }
 
 // Digest is the digest by which CONFLICT is told from DUPLICATE: of a JSON body's canonical

@@ -102,6 +102,7 @@ var (
 	// operation that has had no effect and will have none. Not an ErrUnavailable: the store is
 	// well, and a caller that goes on as if it were not would add to the load.
 	ErrOverloaded = errors.New("store overloaded")
+
 	// ErrFull: the store takes no new records (OOM, a bounded memory store). Also an ErrUnavailable.
 	ErrFull = errors.New("store full")
 
@@ -114,8 +115,8 @@ type Store interface {
 	// Apply carries out ops in order and sets results[i] for ops[i]; the slices have equal
 	// lengths. Operations on one key take effect in their order. Each operation is atomic,
 	// a batch is not. Apply returns when every result is set, and by the deadline of ctx
-	// at the latest; it needs one round trip, and a second only for operations that meet
-	// another's claim.
+	// at the latest, and touches neither slice afterwards. It needs one round trip, and a
+	// second only for operations that meet another's claim.
 	Apply(ctx context.Context, ops []Op, results []Result)
 
 	// Health asks the store how it is, by the deadline of ctx.
