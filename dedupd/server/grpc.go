@@ -55,7 +55,7 @@ type grpcAPI struct {
 
 // Check implements dedupdv1.DedupServiceServer.
 func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResponse, error) {
-	request, err := g.request(in.GetMessage(), "message")
+	request, err := g.request(in.GetMessage(), func() string { return "message" })
 	if err != nil {
 		return nil, grpcError(err)
 	}
@@ -77,7 +77,7 @@ func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb
 	}
 	messages := make([]batchMessage, len(in.GetMessages()))
 	for i, m := range in.GetMessages() {
-		request, err := g.request(m.GetMessage(), fmt.Sprintf("messages[%d].message", i))
+		request, err := g.request(m.GetMessage(), func() string { return fmt.Sprintf("messages[%d].message", i) })
 		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
 		messages[i] = batchMessage{request: request, err: err}
 	}
@@ -85,11 +85,7 @@ func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb
 	if err != nil {
 		return nil, grpcError(err)
 	}
-	out := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(answers))}
-	for i, a := range answers {
-		out.Answers[i] = batchAnswerPB(a)
-	}
-	return out, nil
+	return &pb.CheckBatchResponse{Answers: batchAnswersPB(answers)}, nil
 }
 
 // Complete implements dedupdv1.DedupServiceServer.
@@ -196,15 +192,17 @@ func (g *grpcAPI) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse
 	return out, nil
 }
 
-// request reads a message. Its consumer and attempt are the caller's to set.
-func (s *Service) request(m *pb.Message, field string) (engine.Request, error) {
+// request reads a message. Its consumer and attempt are the caller's to set. field names it,
+// should it be at fault.
+func (s *Service) request(m *pb.Message, field func() string) (engine.Request, error) {
 	var r engine.Request
 	if int64(len(m.GetBody())) > s.Limits.MaxBody {
-		return r, bodyTooLarge(field+".body", s.Limits.MaxBody)
+		return r, bodyTooLarge(field()+".body", s.Limits.MaxBody)
 	}
 	headers, err := key.NewMapHeaders(m.GetHeaders())
 	if err != nil {
-		return r, &engine.Error{Code: engine.InvalidMessage, Field: field + ".headers", Message: field + ".headers: " + err.Error()}
+		field := field() + ".headers"
+		return r, &engine.Error{Code: engine.InvalidMessage, Field: field, Message: field + ": " + err.Error()}
 	}
 	r.Message = key.Message{Headers: headers, Body: m.GetBody()}
 	return r, nil

@@ -14,6 +14,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/dedupd/dedup-operator/dedupd/engine"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
 
@@ -358,6 +359,17 @@ func TestStreamQueueIsBounded(t *testing.T) {
 	}
 	if _, err := q.take(); !errors.Is(err, errStopping) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestEveryDecisionTravels(t *testing.T) {
+	for name, value := range pb.Decision_value {
+		if got := decisions[engine.Decision(strings.TrimPrefix(name, "DECISION_"))]; got != pb.Decision(value) {
+			t.Errorf("%s travels as %s", name, got)
+		}
+	}
+	if len(decisions) != len(pb.Decision_value)-1 {
+		t.Errorf("%d decisions travel, the protocol has %d", len(decisions), len(pb.Decision_value)-1)
 	}
 }
 

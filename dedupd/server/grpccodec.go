@@ -13,27 +13,42 @@ import (
 )
 
 func answerPB(a engine.Answer) *pb.Answer {
-	out := &pb.Answer{
-		Decision:   decisionPB(a.Decision),
-		Key:        a.Key,
-		Token:      a.Token,
-		Fence:      a.Fence,
-		Lease:      durationPB(a.Lease),
-		RetryAfter: durationPB(a.RetryAfter),
-		Shadow:     a.Shadow,
-		Reason:     a.Reason,
-	}
-	if seenBefore(a) {
-		out.FirstSeen = timestamppb.New(a.FirstSeen)
-	}
+	out := &pb.Answer{}
+	fillAnswer(out, &a)
 	return out
 }
 
-func batchAnswerPB(a engine.Answer) *pb.BatchAnswer {
-	if a.Err != nil {
-		return &pb.BatchAnswer{Result: &pb.BatchAnswer_Error{Error: errorPB(a.Err)}}
+// fillAnswer writes a into out, which is empty.
+func fillAnswer(out *pb.Answer, a *engine.Answer) {
+	out.Decision = decisions[a.Decision]
+	out.Key, out.Token, out.Fence = a.Key, a.Token, a.Fence
+	out.Lease, out.RetryAfter = durationPB(a.Lease), durationPB(a.RetryAfter)
+	out.Shadow, out.Reason = a.Shadow, a.Reason
+	if seenBefore(a) {
+		out.FirstSeen = timestamppb.New(a.FirstSeen)
 	}
-	return &pb.BatchAnswer{Result: &pb.BatchAnswer_Answer{Answer: answerPB(a)}}
+}
+
+// batchAnswersPB makes the answers of a batch in one piece of memory.
+func batchAnswersPB(answers []engine.Answer) []*pb.BatchAnswer {
+	all := make([]struct {
+		item   pb.BatchAnswer
+		result pb.BatchAnswer_Answer
+		answer pb.Answer
+	}, len(answers))
+	out := make([]*pb.BatchAnswer, len(answers))
+	for i := range answers {
+		one := &all[i]
+		out[i] = &one.item
+		if err := answers[i].Err; err != nil {
+			one.item.Result = &pb.BatchAnswer_Error{Error: errorPB(err)}
+			continue
+		}
+		fillAnswer(&one.answer, &answers[i])
+		one.result.Answer = &one.answer
+		one.item.Result = &one.result
+	}
+	return out
 }
 
 func settledPB(s engine.Settled) *pb.Settled {
@@ -53,8 +68,13 @@ func durationPB(d time.Duration) *durationpb.Duration {
 	return durationpb.New(d)
 }
 
-func decisionPB(d engine.Decision) pb.Decision {
-	return pb.Decision(pb.Decision_value["DECISION_"+string(d)])
+// decisions are the decisions as they travel. A test holds the table complete.
+var decisions = map[engine.Decision]pb.Decision{
+	engine.Fresh:      pb.Decision_DECISION_FRESH,
+	engine.Duplicate:  pb.Decision_DECISION_DUPLICATE,
+	engine.InProgress: pb.Decision_DECISION_IN_PROGRESS,
+	engine.Conflict:   pb.Decision_DECISION_CONFLICT,
+	engine.Unchecked:  pb.Decision_DECISION_UNCHECKED,
 }
 
 func statePB(state string) pb.State {

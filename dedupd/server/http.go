@@ -206,14 +206,14 @@ func answerJSON(a engine.Answer) batchAnswer {
 		LeaseSeconds: seconds(a.Lease), RetryAfterSeconds: seconds(a.RetryAfter),
 		Shadow: a.Shadow, Reason: a.Reason,
 	}
-	if seenBefore(a) {
+	if seenBefore(&a) {
 		out.FirstSeen = &a.FirstSeen
 	}
 	return out
 }
 
 // seenBefore says whether the time at which the message was first seen is one of the past.
-func seenBefore(a engine.Answer) bool {
+func seenBefore(a *engine.Answer) bool {
 	fresh := a.Decision == engine.Fresh && (a.Shadow == "" || a.Shadow == string(engine.Fresh))
 	return !fresh && !a.FirstSeen.IsZero()
 }

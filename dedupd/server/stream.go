@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
@@ -35,13 +34,12 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 		case <-stream.Context().Done():
 		}
 	}()
+	f := &flights{api: g, ctx: stream.Context()}
 	for {
 		batch, err := q.take()
 		if len(batch) > 0 {
-			for _, response := range g.flight(stream.Context(), batch) {
-				if err := stream.Send(response); err != nil {
-					return err
-				}
+			if err := f.fly(batch, stream.Send); err != nil {
+				return err
 			}
 			continue
 		}
@@ -71,51 +69,76 @@ func receive(stream grpc.BidiStreamingServer[pb.CheckStreamRequest, pb.CheckStre
 	}
 }
 
-// queue holds what a stream has received and not taken up, bounded in number and bytes.
+// maxQueueBytes bounds what waits on one stream beside MaxBatchBytes: streams are many, and what
+// is worth sending together is small.
+const maxQueueBytes = 1 << 20
+
+// queue holds what a stream has received and not taken up, bounded in number and bytes: it
+// takes more as long as it is below both bounds, so that every single request fits.
 type queue struct {
-	limits Limits
+	maxRequests int
+	maxBytes    int64
 
 	mu       sync.Mutex
 	changed  sync.Cond // on mu
 	requests []*pb.CheckStreamRequest
+	taken    []*pb.CheckStreamRequest // the batch before, whose memory is used again
 	bytes    int64
 	end      error // why nothing more comes
 }
 
 func newQueue(limits Limits) *queue {
-	q := &queue{limits: limits}
+	q := &queue{maxRequests: limits.MaxBatch, maxBytes: min(limits.MaxBatchBytes, maxQueueBytes)}
 	q.changed.L = &q.mu
 	return q
 }
 
 // put waits for room. It says false when the queue is closed.
 func (q *queue) put(r *pb.CheckStreamRequest) bool {
+	size := sizeInQueue(r)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.end == nil && (len(q.requests) >= q.limits.MaxBatch || q.bytes >= q.limits.MaxBatchBytes) {
+	for q.end == nil && (len(q.requests) >= q.maxRequests || q.bytes >= q.maxBytes) {
 		q.changed.Wait()
 	}
 	if q.end != nil {
 		return false
 	}
 	q.requests = append(q.requests, r)
-	q.bytes += int64(proto.Size(r))
+	q.bytes += size
 	q.changed.Broadcast()
 	return true
 }
 
-// take waits for requests and returns all of them, or none and why no more will come.
+// sizeInQueue is about what a request holds in memory: its texts, and 256 bytes beside them.
+func sizeInQueue(r *pb.CheckStreamRequest) int64 {
+	n := 256
+	switch in := r.GetRequest().(type) {
+	case *pb.CheckStreamRequest_Check:
+		m := in.Check.GetMessage()
+		n += len(m.GetBody()) + len(in.Check.GetPolicy()) + len(in.Check.GetConsumer()) + len(in.Check.GetAttempt())
+		for name, value := range m.GetHeaders() {
+			n += 64 + len(name) + len(value)
+		}
+	case *pb.CheckStreamRequest_Settle:
+		n += len(in.Settle.GetPolicy()) + len(in.Settle.GetSettle().GetKey()) + len(in.Settle.GetSettle().GetToken())
+	}
+	return int64(n)
+}
+
+// take waits for requests and returns all of them, or none and why no more will come. What it
+// returns is good until the next call.
 func (q *queue) take() ([]*pb.CheckStreamRequest, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.end == nil && len(q.requests) == 0 {
 		q.changed.Wait()
 	}
-	taken := q.requests
-	q.requests, q.bytes = nil, 0
+	clear(q.taken)
+	q.taken, q.requests, q.bytes = q.requests, q.taken[:0], 0
 	q.changed.Broadcast()
-	if len(taken) > 0 {
-		return taken, nil
+	if len(q.taken) > 0 {
+		return q.taken, nil
 	}
 	return nil, q.end
 }
@@ -128,93 +151,4 @@ func (q *queue) close(why error) {
 		q.end = why
 	}
 	q.changed.Broadcast()
-}
-
-// flight is what goes to one policy's store together.
-type flight struct {
-	settleIDs []uint64
-	settles   []engine.Settle
-	checkIDs  []uint64
-	checks    []batchMessage
-}
-
-// flight decides a batch. Settlements go first: a caller that completes a claim and then
-// checks the same message again finds it completed, as it would over a connection of its own.
-func (g *grpcAPI) flight(ctx context.Context, batch []*pb.CheckStreamRequest) []*pb.CheckStreamResponse {
-	responses := make([]*pb.CheckStreamResponse, 0, len(batch))
-	flights := map[string]*flight{}
-	to := func(policy string) *flight {
-		if flights[policy] == nil {
-			flights[policy] = &flight{}
-		}
-		return flights[policy]
-	}
-	for _, r := range batch {
-		switch in := r.GetRequest().(type) {
-		case *pb.CheckStreamRequest_Check:
-			request, err := g.request(in.Check.GetMessage(), "check.message")
-			request.Consumer, request.Attempt = in.Check.GetConsumer(), in.Check.GetAttempt()
-			f := to(in.Check.GetPolicy())
-			f.checkIDs, f.checks = append(f.checkIDs, r.GetId()), append(f.checks, batchMessage{request: request, err: err})
-		case *pb.CheckStreamRequest_Settle:
-			op, err := settleOp(in.Settle.GetSettle(), "settle.settle")
-			if err != nil {
-				responses = append(responses, streamError(r.GetId(), err))
-				continue
-			}
-			f := to(in.Settle.GetPolicy())
-			f.settleIDs, f.settles = append(f.settleIDs, r.GetId()), append(f.settles, op)
-		default:
-			responses = append(responses, streamError(r.GetId(), invalid("request", "request: absent; want check or settle")))
-		}
-	}
-	for policy, f := range flights {
-		responses = g.settleFlight(ctx, policy, f, responses)
-		responses = g.checkFlight(ctx, policy, f, responses)
-	}
-	return responses
-}
-
-func (g *grpcAPI) settleFlight(ctx context.Context, policy string, f *flight, to []*pb.CheckStreamResponse) []*pb.CheckStreamResponse {
-	if len(f.settles) == 0 {
-		return to
-	}
-	settled, err := g.settle(ctx, policy, f.settles)
-	for i, id := range f.settleIDs {
-		switch {
-		case err != nil:
-			to = append(to, streamError(id, err))
-		case settled[i].Err != nil:
-			to = append(to, streamError(id, settled[i].Err))
-		default:
-			to = append(to, &pb.CheckStreamResponse{
-				Id: id, Response: &pb.CheckStreamResponse_Settled{Settled: settledPB(settled[i])},
-			})
-		}
-	}
-	return to
-}
-
-func (g *grpcAPI) checkFlight(ctx context.Context, policy string, f *flight, to []*pb.CheckStreamResponse) []*pb.CheckStreamResponse {
-	if len(f.checks) == 0 {
-		return to
-	}
-	answers, err := g.checkBatch(ctx, policy, f.checks)
-	for i, id := range f.checkIDs {
-		switch {
-		case err != nil:
-			to = append(to, streamError(id, err))
-		case answers[i].Err != nil:
-			to = append(to, streamError(id, answers[i].Err))
-		default:
-			to = append(to, &pb.CheckStreamResponse{
-				Id: id, Response: &pb.CheckStreamResponse_Answer{Answer: answerPB(answers[i])},
-			})
-		}
-	}
-	return to
-}
-
-func streamError(id uint64, err error) *pb.CheckStreamResponse {
-	return &pb.CheckStreamResponse{Id: id, Response: &pb.CheckStreamResponse_Error{Error: errorPB(err)}}
 }
