@@ -46,12 +46,16 @@ image-push: ## Build and push the image IMG for PLATFORMS with docker buildx.
 ##@ Check
 
 .PHONY: test
-test: lint verify test-go fuzz ## Set up what the tests need and run everything.
+test: lint verify test-go test-manifests fuzz ## Set up what the tests need and run everything.
 
 .PHONY: test-go
 test-go: ## Run the tests alone: unit, envtest, real Redis, the demo.
 	@assets=$$(hack/setup.sh) && servers=$$(hack/servers.sh) && export KUBEBUILDER_ASSETS=$$assets DEDUP_TEST_SERVERS=$$servers && \
 		echo "test-go: control plane in $$assets, servers in $$servers" && go test $(RACE) -timeout 15m ./...
+
+.PHONY: test-manifests
+test-manifests: ## Test chart, alerts, dashboard and health script with the libraries that read them.
+	@assets=$$(hack/setup.sh) && cd hack/manifests && KUBEBUILDER_ASSETS=$$assets go test ./...
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME.
@@ -84,11 +88,18 @@ generate: $(BIN)/controller-gen $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-ge
 	$(BIN)/controller-gen object paths=./api/...
 	cd dedupd/proto && PATH=$(BIN):$$PATH $(BIN)/buf generate
 
+# A chart cannot reach out of its folder, so it has copies.
+CHARTED := $(addprefix rbac/,role.yaml deduppolicy_edit_role.yaml deduppolicy_view_role.yaml) \
+	$(addprefix admission-policy/,connect.yaml guard.yaml) $(addprefix monitoring/,alerts.yaml service_monitors.yaml dashboard.json)
+
 .PHONY: manifests
-manifests: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate the CRD, the operator's role and the API reference.
+manifests: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate the CRD, the operator's roles, the chart's copies and the API reference.
 	$(BIN)/controller-gen crd:generateEmbeddedObjectMeta=false paths=./api/... output:crd:dir=config/crd/bases
 	$(BIN)/controller-gen rbac:roleName=manager-role paths=./controllers/... paths=./webhook/... output:rbac:dir=config/rbac
 	$(BIN)/controller-gen rbac:roleName=tenant-role paths=./controllers/... output:rbac:dir=config/namespaced/tenant
+	for file in $(CHARTED); do cp config/$$file config/helm/files/; done
+	cp config/crd/bases/dedupd.io_deduppolicies.yaml config/helm/files/crd.yaml
+	cp config/namespaced/tenant/role.yaml config/helm/files/tenant-role.yaml
 	$(BIN)/crd-ref-docs --source-path=./api --config=hack/crd-ref-docs.yaml --renderer=markdown --output-path=docs/api.md
 
 .PHONY: clean

@@ -237,7 +237,7 @@ func setUp(m ctrl.Manager, s settings, certificate *certs.Reconciler) error {
 			return fmt.Errorf("setting up the webhook's health check: %w", err)
 		}
 	}
-	if err := controllers.SetupWithManager(m, controllers.Options{Image: s.dedupdImage, OperatorNamespace: s.namespace}); err != nil {
+	if err := controllers.SetupWithManager(m, controllers.Options{Image: s.dedupdImage, OperatorNamespace: s.namespace, Metrics: metrics.Registry}); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
 	}
 	if err := errors.Join(m.AddHealthzCheck("ping", healthz.Ping), m.AddReadyzCheck("ping", healthz.Ping)); err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -243,14 +244,34 @@ func TestManager(t *testing.T) {
 			t.Errorf("env %v", pod.Spec.Containers[0].Env)
 		}
 	})
-	t.Run("both replicas say when their certificate expires", func(t *testing.T) {
+	t.Run("both replicas say when their certificate expires and how the policies are", func(t *testing.T) {
 		for _, replica := range []*managerProcess{first, second} {
 			body, err := get("http://" + replica.metrics + "/metrics")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(body, "dedup_operator_webhook_certificate_expiry_timestamp_seconds 1.") {
-				t.Errorf("no such metric in:\n%s", body)
+			for _, want := range []string{
+				"dedup_operator_webhook_certificate_expiry_timestamp_seconds 1.",
+				`dedup_operator_policy_condition{condition="Ready",policy="orders",policy_namespace="default",status="False"} 1`,
+			} {
+				if !strings.Contains(body, want) {
+					t.Errorf("no %s in:\n%s", want, body)
+				}
+			}
+		}
+	})
+	t.Run("every metric of the operator that is looked at is exported", func(t *testing.T) {
+		body, err := get("http://" + first.metrics + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		also, err := get("http://" + second.metrics + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range lookedAt(t, `\b(dedup_operator|controller_runtime)_\w+`) {
+			if !strings.Contains(body+also, "\n"+name) {
+				t.Errorf("%s is not exported", name)
 			}
 		}
 	})
@@ -506,6 +527,23 @@ func (p *managerProcess) awaitReady(t *testing.T) {
 		_, err := get("http://" + p.probes + "/readyz?verbose")
 		return err
 	})
+}
+
+// lookedAt are the metrics of a pattern that alerts and dashboard ask for.
+func lookedAt(t *testing.T, pattern string) []string {
+	t.Helper()
+	var all []string
+	for _, file := range []string{"alerts.yaml", "dashboard.json"} {
+		data, err := os.ReadFile(filepath.Join("config", "monitoring", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, regexp.MustCompile(pattern).FindAllString(string(data), -1)...)
+	}
+	if len(all) == 0 {
+		t.Fatalf("none of %s", pattern)
+	}
+	return all
 }
 
 // reconciles reports whether a replica says that it is the elected one.

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -64,6 +67,29 @@ func TestManagerOfSomeNamespaces(t *testing.T) {
 		t.Errorf("a pod of another namespace got %v", got)
 	}
 	manager.terminate(t)
+	t.Run("kubectl wait ends when the policy is ready", func(t *testing.T) {
+		policy := &v1alpha1.DedupPolicy{}
+		if err := c.Get(ctx, types.NamespacedName{Namespace: "team-a", Name: "orders"}, policy); err != nil {
+			t.Fatal(err)
+		}
+		kubectl := func(timeout string) ([]byte, error) {
+			return exec.Command(filepath.Join(assets(t), "kubectl"), "--kubeconfig", kubeconfig, "-n", "team-a",
+				"wait", "--for=condition=Ready", "ddp/orders", "--timeout="+timeout).CombinedOutput()
+		}
+		if out, err := kubectl("1s"); err == nil {
+			t.Errorf("it ends before: %s", out)
+		}
+		// As if its pods ran, which nothing makes here.
+		meta.SetStatusCondition(&policy.Status.Conditions, metav1.Condition{
+			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady, ObservedGeneration: policy.Generation,
+		})
+		if err := c.Status().Update(ctx, policy); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := kubectl("20s"); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	for line := range strings.Lines(manager.log.String()) {
 		if strings.Contains(line, "forbidden") {
 			t.Error(line)

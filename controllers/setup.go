@@ -2,7 +2,9 @@ package controllers
 
 import (
 	"errors"
+	"fmt"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +50,9 @@ type Options struct {
 
 	// StatusClient asks dedupd's pods; nil for NewStatusClient.
 	StatusClient StatusClient
+
+	// Metrics gets the policies' conditions; nil for no metrics.
+	Metrics prometheus.Registerer
 }
 
 // Name is the controller's, in its metrics, its log and the events it reports.
@@ -66,6 +71,11 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 	}
 	if o.StatusClient == nil {
 		o.StatusClient = NewStatusClient()
+	}
+	if o.Metrics != nil {
+		if err := o.Metrics.Register(conditionMetrics{m.GetClient()}); err != nil {
+			return fmt.Errorf("registering the policies' metric: %w", err)
+		}
 	}
 	r := &Reconciler{
 		Client: m.GetClient(),
