@@ -154,6 +154,18 @@ func TestProcessReleasesWhatFailed(t *testing.T) {
 	}
 }
 
+// In mode Mark there is nothing to give back: the price of one command per message.
+func TestProcessInModeMarkDropsWhatFailed(t *testing.T) {
+	c := connect(t, serve(t), "marks")
+	broken := errors.New("broken")
+	if d, err := c.Process(t.Context(), message("1"), func(context.Context, uint64) error { return broken }); d != client.Fresh || !errors.Is(err, broken) {
+		t.Errorf("%s %v", d, err)
+	}
+	if d, err := c.Process(t.Context(), message("1"), nil); d != client.Duplicate || err != nil {
+		t.Errorf("%s %v", d, err)
+	}
+}
+
 // A handler that is told to stop gives its message back, although its own context has ended.
 func TestProcessReleasesAtShutdown(t *testing.T) {
 	c := connect(t, serve(t), "claims")
