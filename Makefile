@@ -64,6 +64,7 @@ fuzz: ## Run every fuzz target for FUZZTIME.
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Run the linters.
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
+	cd hack/cluster && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners . ./image ./images ./pause
 	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh .ci/run; fi
 
 .PHONY: verify
@@ -80,6 +81,22 @@ bench: ## Run the Go benchmarks, and measure dedupd beside its rivals for docs/b
 soak: ## Put full load on dedupd for SOAK and see that its memory does not grow.
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
 	go run ./hack/bench --dedupd $(BIN)/dedupd --docs docs --soak $(SOAK)
+
+##@ Real cluster
+
+CLUSTER := $(BIN)/cluster
+
+.PHONY: cluster-programs
+cluster-programs:
+	@mkdir -p $(CLUSTER) && CGO_ENABLED=0 go -C hack/cluster build -trimpath -ldflags "-s -w" -o $(CLUSTER)/ . ./dns ./pause ./image
+
+.PHONY: cluster-up
+cluster-up: cluster-programs ## Start a real single-node Kubernetes on this machine (root, Linux).
+	@assets=$$(hack/setup.sh) && node=$$(hack/setup.sh node) && KUBEBUILDER_ASSETS=$$assets CLUSTER_NODE=$$node $(CLUSTER)/cluster up
+
+.PHONY: cluster-down
+cluster-down: cluster-programs ## Stop it and remove every trace of it.
+	@$(CLUSTER)/cluster down
 
 ##@ Generate
 

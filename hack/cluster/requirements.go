@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+const otherwise = "On another cluster, such as kind's, the same tests run with: make e2e KUBECONFIG=/path/to/kubeconfig"
+
+// requirements says all that this machine lacks, in one error.
+func requirements() error {
+	var lacks []string
+	if runtime.GOOS != "linux" {
+		lacks = append(lacks, "Linux: this is "+runtime.GOOS)
+	}
+	if os.Geteuid() != 0 {
+		lacks = append(lacks, "root: namespaces, cgroups and interfaces are made")
+	}
+	for program, its := range map[string]string{
+		"containerd": "containerd", "ctr": "containerd", "runc": "runc", "ip": "iproute2", "nft": "nftables",
+		"conntrack": "conntrack", "nsenter": "util-linux", "mount": "mount",
+	} {
+		if _, err := exec.LookPath(program); err != nil {
+			lacks = append(lacks, fmt.Sprintf("the program %s, of the Debian package %s", program, its))
+		}
+	}
+	if _, err := os.Stat("/usr/lib/cni/ptp"); err != nil {
+		lacks = append(lacks, "the CNI plugins in /usr/lib/cni, of the Debian package containernetworking-plugins")
+	}
+	if len(lacks) == 0 {
+		lacks = kernelLacks()
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return errors.New("this machine can't run a Kubernetes node. It lacks:\n  - " + strings.Join(lacks, "\n  - ") + "\n" + otherwise)
+}
+
+// kernelLacks tries what the node will need of the kernel.
+func kernelLacks() []string {
+	var lacks []string
+	probe := exec.Command("nft", "add table ip dedup-probe; add chain ip dedup-probe nat { type nat hook prerouting priority dstnat; }; "+
+		"add rule ip dedup-probe nat ct state new numgen random mod 2 vmap { 0: accept, 1: accept }; add rule ip dedup-probe nat fib daddr type local accept")
+	// In namespaces of its own, which also shows that they can be made, and leaves nothing behind.
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC}
+	if said, err := probe.CombinedOutput(); err != nil {
+		lacks = append(lacks, fmt.Sprintf("namespaces, or nftables with NAT (nf_tables, nf_nat, nft_numgen, nft_fib): %v %s", err, said))
+	}
+	all, err := hierarchies()
+	if err != nil {
+		return append(lacks, "cgroups: "+err.Error())
+	}
+	for _, hierarchy := range all {
+		trial, err := os.MkdirTemp(hierarchy, "dedup-probe-")
+		if err != nil {
+			lacks = append(lacks, "writable cgroups: "+err.Error())
+			continue
+		}
+		_ = os.Remove(trial)
+	}
+	return lacks
+}
+
+// onOverlay says whether a folder lies on an overlay file system.
+func onOverlay(folder string) bool {
+	const overlayMagic = 0x794c7630
+	var fs syscall.Statfs_t
+	return syscall.Statfs(folder, &fs) == nil && fs.Type == overlayMagic
+}
