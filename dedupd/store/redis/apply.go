@@ -30,6 +30,15 @@ import (
 func (s *Store) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
+	if s.durable != nil && waits(ops) {
+		s.durable.apply(ctx, ops, results)
+		return
+	}
+	s.apply(ctx, ops, results)
+}
+
+// apply is Apply, whatever becomes of the replicas.
+func (s *Store) apply(ctx context.Context, ops []store.Op, results []store.Result) {
 	if s.dense != nil {
 		s.applyDense(ctx, ops, results)
 		return
@@ -167,6 +176,7 @@ func (s *Store) send(ctx context.Context, calls []call) {
 			c.SetErr(fmt.Errorf("connect: %w", err))
 		}
 	}
+	noteAcks(ctx, calls)
 }
 
 // settle sets the results of a call, puts off the operations that it has not decided, and
@@ -208,7 +218,11 @@ func (b *batch) settleNative(c *call, cmd *redis.StringCmd) {
 	}
 	// A command whose key an earlier one of the batch has put off is put off as well.
 	k := b.keys[b.first[i]]
-	if r, decided := decide(rec, *op); decided && (k == nil || len(k.met) == 0) {
+	r, decided := decide(rec, *op)
+	if r.Outcome == store.Granted && b.store.durable != nil {
+		decided = false // its own mark, which this pipeline has not written
+	}
+	if decided && (k == nil || len(k.met) == 0) {
 		b.results[i] = r
 		return
 	}

@@ -87,7 +87,13 @@ local function apply(key, field, what, ttl)
     return NOT_A_MARK, found
   end
   if found and live(found) then
-    if what == LOOKUP or found:sub(1, OWNER) == what then
+    if what == LOOKUP then
+      return GRANTED, found
+    end
+    if found:sub(1, OWNER) == what then
+      -- Once more as it is: then the replication of this call, for which the caller may wait,
+      -- is that of the mark.
+      redis.call('HSET', key, field, found)
       return GRANTED, found
     end
     return SEEN, found

@@ -100,7 +100,7 @@ func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
 	if err := s.server.usable(facts); err != nil {
 		return store.Health{Err: err, Safety: store.SafetyUnknown}
 	}
-	safety, reason := judge(facts)
+	safety, reason := s.server.judge(facts)
 	return store.Health{Safety: safety, Reason: reason}
 }
 
@@ -136,46 +136,76 @@ func (s *server) usable(facts map[string]string) error {
 
 var errReplica = errors.New("the server is a read-only replica: name the primary, or with mode: Sentinel the sentinels that know it")
 
-// judge says whether marks may vanish before their time: by eviction or by a restart.
-func judge(facts map[string]string) (store.Safety, string) {
-	evictionSafety, eviction := judgeEviction(facts)
-	persistenceSafety, persistence := judgePersistence(facts)
-	safety := evictionSafety
-	if worse(store.Health{Safety: persistenceSafety}, store.Health{Safety: safety}) {
-		safety = persistenceSafety
+// judge says whether marks may vanish before their time: by eviction, by a restart or, where
+// replicas are to be waited for, by a failover.
+func (s *server) judge(facts map[string]string) (store.Safety, string) {
+	verdicts := []store.Health{judgeEviction(facts), judgePersistence(facts)}
+	if d := s.spec.Durability; d != nil {
+		verdicts = append(verdicts, judgeReplication(facts, int(d.Replicas)))
 	}
-	return safety, eviction + "; " + persistence
+	safety := store.Safe
+	reasons := make([]string, len(verdicts))
+	for i, v := range verdicts {
+		if worse(v, store.Health{Safety: safety}) {
+			safety = v.Safety
+		}
+		reasons[i] = v.Reason
+	}
+	return safety, strings.Join(reasons, "; ")
 }
 
-func judgeEviction(facts map[string]string) (store.Safety, string) {
+func judgeEviction(facts map[string]string) store.Health {
 	policy := facts["config:maxmemory-policy"]
 	if policy == "" {
 		policy = facts["maxmemory_policy"]
 	}
 	switch policy {
 	case "":
-		return store.SafetyUnknown, "the server does not tell its maxmemory-policy; it has to be noeviction"
+		return store.Health{Safety: store.SafetyUnknown, Reason: "the server does not tell its maxmemory-policy; it has to be noeviction"}
 	case "noeviction":
-		return store.Safe, "maxmemory-policy is noeviction"
+		return store.Health{Safety: store.Safe, Reason: "maxmemory-policy is noeviction"}
 	}
-	return store.Unsafe, fmt.Sprintf("maxmemory-policy is %s: when memory is short the server removes marks, and their messages pass again; set noeviction", policy)
+	return store.Health{Safety: store.Unsafe, Reason: fmt.Sprintf("maxmemory-policy is %s: when memory is short the server removes marks, and their messages pass again; set noeviction", policy)}
 }
 
-func judgePersistence(facts map[string]string) (store.Safety, string) {
+func judgePersistence(facts map[string]string) store.Health {
 	save, saveKnown := facts["config:save"]
 	appendonly := facts["config:appendonly"]
 	if appendonly == "" && facts["aof_enabled"] == "1" {
 		appendonly = "yes"
 	}
 	switch {
+	case appendonly == "yes" && facts["aof_last_write_status"] == "err":
+		return store.Health{Safety: store.Unsafe, Reason: "appendonly is on, but the last write to its file failed: see the server's log, and its disk"}
+	case appendonly != "yes" && save != "" && facts["rdb_last_bgsave_status"] == "err":
+		return store.Health{Safety: store.Unsafe, Reason: "the last snapshot failed: see the server's log, and its disk"}
 	case appendonly == "yes":
-		return store.Safe, "appendonly is on"
+		return store.Health{Safety: store.Safe, Reason: "appendonly is on"}
 	case save != "":
-		return store.Safe, fmt.Sprintf("snapshots are on (save %s): a crash forgets what was marked since the last one; appendonly yes narrows that to a second", save)
+		return store.Health{Safety: store.Safe, Reason: fmt.Sprintf("snapshots are on (save %s): a crash forgets what was marked since the last one; appendonly yes narrows that to a second", save)}
 	case saveKnown:
-		return store.Unsafe, "neither appendonly nor save is on: a restart of the server forgets every mark; set appendonly yes"
+		return store.Health{Safety: store.Unsafe, Reason: "neither appendonly nor save is on: a restart of the server forgets every mark; set appendonly yes"}
 	case facts["aof_enabled"] == "0":
-		return store.SafetyUnknown, "appendonly is off, and the server does not tell whether it saves snapshots; set appendonly yes"
+		return store.Health{Safety: store.SafetyUnknown, Reason: "appendonly is off, and the server does not tell whether it saves snapshots; set appendonly yes"}
 	}
-	return store.SafetyUnknown, "the server does not tell whether it persists; set appendonly yes"
+	return store.Health{Safety: store.SafetyUnknown, Reason: "the server does not tell whether it persists; set appendonly yes"}
+}
+
+// judgeReplication compares the replicas that are in step with those that are waited for.
+func judgeReplication(facts map[string]string, wanted int) store.Health {
+	if facts["connected_slaves"] == "" {
+		return store.Health{Safety: store.SafetyUnknown, Reason: "the server does not tell how many replicas it has"}
+	}
+	inStep := 0
+	for name, value := range facts {
+		if strings.HasPrefix(name, "slave") && strings.Contains(value, ",state=online,") {
+			inStep++
+		}
+	}
+	reason := fmt.Sprintf("%d of the server's %s replicas are in step", inStep, facts["connected_slaves"])
+	if inStep < wanted {
+		return store.Health{Safety: store.Unsafe, Reason: fmt.Sprintf(
+			"%s, and store.redis.durability waits for %d: marks are not acknowledged, and onStoreFailure decides about their messages", reason, wanted)}
+	}
+	return store.Health{Safety: store.Safe, Reason: reason}
 }

@@ -1,11 +1,14 @@
 package redis_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
+	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
 
 func TestHealth(t *testing.T) {
@@ -62,6 +65,26 @@ func TestHealth(t *testing.T) {
 		"CONFIG hidden, an eviction policy": {
 			store: without([]string{"config"}, "--maxmemory-policy", "allkeys-random"), safety: store.Unsafe,
 			says: []string{"maxmemory-policy is allkeys-random"},
+		},
+		"as many replicas as are waited for": {
+			store: func(l lab) *redis.Store {
+				return l.store("", on(redistest.Config{Args: []string{"--appendonly", "yes"}}.StartStandalone(l, 1)), durably)
+			},
+			safety: store.Safe, says: []string{"1 of the server's 1 replicas are in step"},
+		},
+		"fewer replicas than are waited for": {
+			store: func(l lab) *redis.Store {
+				return l.store(l.start("--appendonly", "yes").Addr, durably)
+			},
+			safety: store.Unsafe,
+			says:   []string{"0 of the server's 0 replicas are in step, and store.redis.durability waits for 1", "onStoreFailure decides"},
+		},
+		"a snapshot that failed": {
+			store: func(l lab) *redis.Store {
+				server := l.start("--save", "3600 1")
+				return l.store(server.Addr, func(*redis.Options) { breakSnapshot(l.T, server) })
+			},
+			safety: store.Unsafe, says: []string{"the last snapshot failed"},
 		},
 		"INFO and CONFIG hidden": {
 			store: without([]string{"config", "info"}), safety: store.SafetyUnknown,
@@ -120,4 +143,16 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
+}
+
+// breakSnapshot has a server fail to save.
+func breakSnapshot(t *testing.T, server *redistest.Server) {
+	t.Helper()
+	server.Must("config", "set", "stop-writes-on-bgsave-error", "no", "rdb-del-sync-files", "no")
+	if err := os.Mkdir(filepath.Join(server.Dir, "dump.rdb"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	server.Must("set", "k", "v")
+	server.Must("bgsave")
+	eventually(t, "the snapshot has failed", func() bool { return server.Info("persistence")["rdb_last_bgsave_status"] == "err" })
 }

@@ -44,6 +44,7 @@ type Store struct {
 	client  redis.UniversalClient
 	server  *server
 	history *history
+	durable *durable // nil: the replicas do not count
 	clock   *clock
 	limit   time.Duration
 	dense   *dense // nil: each message has a key of its own
@@ -111,6 +112,10 @@ func New(o Options) (*Store, error) {
 	s.client = redis.NewUniversalClient(u)
 	if o.Spec.CredentialsSecretRef != nil {
 		s.hook(reauth{s.server})
+	}
+	// The inner one: what reauth sends again is waited for as well.
+	if s.durable = newDurable(s); s.durable != nil {
+		s.hook(s.durable)
 	}
 	return s, nil
 }

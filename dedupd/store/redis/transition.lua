@@ -88,13 +88,20 @@ local function put(key, value, ttl)
   return GRANTED, value, 0, 0
 end
 
+-- again grants what was granted before. It writes the record once more as it is: then the
+-- replication of this call, for which the caller may wait, is that of the record.
+local function again(key, value, remaining)
+  redis.call('SET', key, value, 'KEEPTTL')
+  return GRANTED, value, remaining, 0
+end
+
 local function acquire(key, verb, old, value, remaining, new, ttl)
   if not old then
     return put(key, new, ttl)
   end
   local mine = old.owner == new:sub(2, 17)
   if verb == MARK and mine and old.state == MARKED then
-    return GRANTED, value, remaining, 0
+    return again(key, value, remaining)
   end
   local outcome, left = refuse(old, mine, parse(new).digest, remaining)
   if outcome then
@@ -141,7 +148,7 @@ local function settle(key, verb, old, value, remaining, token, ttl, terms)
   end
   local state = settled_state(verb)
   if old.state == state and verb ~= RENEW then
-    return GRANTED, value, remaining, 0
+    return again(key, value, remaining)
   end
   if old.state ~= CLAIMED then
     return STALE, value, remaining, 0
