@@ -35,19 +35,20 @@ func (s *Service) NewGRPC() *grpc.Server {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(int(max(s.Limits.MaxBatchBytes, s.Limits.MaxBody))+messageOverhead),
 		grpc.MaxHeaderListSize(uint32(s.Limits.MaxHeader)),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveParams(keepaliveParams),
 		grpc.KeepaliveEnforcementPolicy(keepalivePolicy),
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),
 	)
-	pb.RegisterDedupServiceServer(server, &grpcAPI{Service: s})
+	server.RegisterService(serviceDesc(), &grpcAPI{Service: s})
 	return server
 }
 
 // messageOverhead is what a request needs beside its bodies: names, headers, lengths.
 const messageOverhead = 64 << 10
 
-// grpcAPI is the gRPC face of a Service.
+// grpcAPI is the gRPC face of a Service. Its batch calls are checkBatchWire and settleBatchWire.
 type grpcAPI struct {
 	pb.UnimplementedDedupServiceServer
 	*Service
@@ -68,24 +69,6 @@ func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResp
 		return nil, grpcError(answers[0].Err)
 	}
 	return &pb.CheckResponse{Answer: answerPB(answers[0])}, nil
-}
-
-// CheckBatch implements dedupdv1.DedupServiceServer.
-func (g *grpcAPI) CheckBatch(ctx context.Context, in *pb.CheckBatchRequest) (*pb.CheckBatchResponse, error) {
-	if err := g.fits(len(in.GetMessages()), "messages"); err != nil {
-		return nil, grpcError(err)
-	}
-	messages := make([]batchMessage, len(in.GetMessages()))
-	for i, m := range in.GetMessages() {
-		request, err := g.request(m.GetMessage(), func() string { return fmt.Sprintf("messages[%d].message", i) })
-		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
-		messages[i] = batchMessage{request: request, err: err}
-	}
-	answers, err := g.checkBatch(ctx, in.GetPolicy(), messages)
-	if err != nil {
-		return nil, grpcError(err)
-	}
-	return &pb.CheckBatchResponse{Answers: batchAnswersPB(answers)}, nil
 }
 
 // Complete implements dedupdv1.DedupServiceServer.
@@ -115,34 +98,6 @@ func (g *grpcAPI) settleOne(ctx context.Context, policy string, op engine.Settle
 		return nil, grpcError(settled[0].Err)
 	}
 	return settledPB(settled[0]), nil
-}
-
-// SettleBatch implements dedupdv1.DedupServiceServer.
-func (g *grpcAPI) SettleBatch(ctx context.Context, in *pb.SettleBatchRequest) (*pb.SettleBatchResponse, error) {
-	if err := g.fits(len(in.GetSettles()), "settles"); err != nil {
-		return nil, grpcError(err)
-	}
-	ops := make([]engine.Settle, len(in.GetSettles()))
-	for i, one := range in.GetSettles() {
-		op, err := settleOp(one, fmt.Sprintf("settles[%d]", i))
-		if err != nil {
-			return nil, grpcError(err)
-		}
-		ops[i] = op
-	}
-	settled, err := g.settle(ctx, in.GetPolicy(), ops)
-	if err != nil {
-		return nil, grpcError(err)
-	}
-	out := &pb.SettleBatchResponse{Results: make([]*pb.BatchSettled, len(settled))}
-	for i, one := range settled {
-		if one.Err != nil {
-			out.Results[i] = &pb.BatchSettled{Result: &pb.BatchSettled_Error{Error: errorPB(one.Err)}}
-			continue
-		}
-		out.Results[i] = &pb.BatchSettled{Result: &pb.BatchSettled_Settled{Settled: settledPB(one)}}
-	}
-	return out, nil
 }
 
 // Lookup implements dedupdv1.DedupServiceServer.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -23,32 +24,10 @@ func fillAnswer(out *pb.Answer, a *engine.Answer) {
 	out.Decision = decisions[a.Decision]
 	out.Key, out.Token, out.Fence = a.Key, a.Token, a.Fence
 	out.Lease, out.RetryAfter = durationPB(a.Lease), durationPB(a.RetryAfter)
-	out.Shadow, out.Reason = a.Shadow, a.Reason
+	out.Shadow, out.Reason = a.Shadow, utf8Text(a.Reason)
 	if seenBefore(a) {
 		out.FirstSeen = timestamppb.New(a.FirstSeen)
 	}
-}
-
-// batchAnswersPB makes the answers of a batch in one piece of memory.
-func batchAnswersPB(answers []engine.Answer) []*pb.BatchAnswer {
-	all := make([]struct {
-		item   pb.BatchAnswer
-		result pb.BatchAnswer_Answer
-		answer pb.Answer
-	}, len(answers))
-	out := make([]*pb.BatchAnswer, len(answers))
-	for i := range answers {
-		one := &all[i]
-		out[i] = &one.item
-		if err := answers[i].Err; err != nil {
-			one.item.Result = &pb.BatchAnswer_Error{Error: errorPB(err)}
-			continue
-		}
-		fillAnswer(&one.answer, &answers[i])
-		one.result.Answer = &one.answer
-		one.item.Result = &one.result
-	}
-	return out
 }
 
 func settledPB(s engine.Settled) *pb.Settled {
@@ -57,8 +36,12 @@ func settledPB(s engine.Settled) *pb.Settled {
 
 func errorPB(err error) *pb.Error {
 	e := asError(err)
-	return &pb.Error{Code: string(e.Code), Message: e.Message, Field: e.Field, RetryAfter: durationPB(e.RetryAfter)}
+	return &pb.Error{Code: string(e.Code), Message: utf8Text(e.Message), Field: utf8Text(e.Field), RetryAfter: durationPB(e.RetryAfter)}
 }
+
+// utf8Text is a text that may quote a message: protobuf refuses to carry what is not UTF-8, and
+// one such text would keep a whole batch from being answered.
+func utf8Text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // durationPB leaves out what does not apply: no lease and no wait is ever zero.
 func durationPB(d time.Duration) *durationpb.Duration {
@@ -77,22 +60,39 @@ var decisions = map[engine.Decision]pb.Decision{
 	engine.Unchecked:  pb.Decision_DECISION_UNCHECKED,
 }
 
-func statePB(state string) pb.State {
-	return pb.State(pb.State_value["STATE_"+state])
-}
+// states are the states by their names, without the prefix that the protocol gives them.
+var states = func() map[string]pb.State {
+	named := make(map[string]pb.State, len(pb.State_value))
+	for name, value := range pb.State_value {
+		named[strings.TrimPrefix(name, "STATE_")] = pb.State(value)
+	}
+	return named
+}()
+
+func statePB(state string) pb.State { return states[state] }
 
 func settleOp(in *pb.Settle, field string) (engine.Settle, error) {
-	op := engine.Settle{Key: in.GetKey(), Token: in.GetToken()}
-	switch in.GetVerb() {
-	case pb.Verb_VERB_COMPLETE:
-		op.Verb = store.Complete
-	case pb.Verb_VERB_RELEASE:
-		op.Verb = store.Release
-	case pb.Verb_VERB_RENEW:
-		op.Verb = store.Renew
-	default:
-		return op, &engine.Error{Code: engine.InvalidArgument, Field: field + ".verb", Message: fmt.Sprintf(
-			"%s.verb: %s; want VERB_COMPLETE, VERB_RELEASE or VERB_RENEW", field, in.GetVerb())}
+	verb, ok := settleVerb(in.GetVerb())
+	if !ok {
+		return engine.Settle{}, unknownVerb(field, in.GetVerb())
 	}
-	return op, nil
+	return engine.Settle{Verb: verb, Key: in.GetKey(), Token: in.GetToken()}, nil
+}
+
+func settleVerb(in pb.Verb) (verb store.Verb, known bool) {
+	switch in {
+	case pb.Verb_VERB_COMPLETE:
+		return store.Complete, true
+	case pb.Verb_VERB_RELEASE:
+		return store.Release, true
+	case pb.Verb_VERB_RENEW:
+		return store.Renew, true
+	default:
+		return 0, false
+	}
+}
+
+func unknownVerb(field string, verb pb.Verb) error {
+	return &engine.Error{Code: engine.InvalidArgument, Field: field + ".verb", Message: fmt.Sprintf(
+		"%s.verb: %s; want VERB_COMPLETE, VERB_RELEASE or VERB_RENEW", field, verb)}
 }

@@ -71,6 +71,9 @@ func (s *Service) admitted(limit int64, next http.HandlerFunc) http.HandlerFunc 
 
 // sizeOf is what a call over gRPC holds: nothing, where it is about no policy.
 func sizeOf(req any) int64 {
+	if w, ok := req.(interface{ held() int64 }); ok {
+		return w.held()
+	}
 	_, ofPolicy := req.(interface{ GetPolicy() string })
 	m, ok := req.(proto.Message)
 	if !ofPolicy || !ok {
