@@ -89,20 +89,26 @@ func historyNews(live *corev1.ConfigMap, in render.Input) []event {
 	case is.Epoch > was.Epoch:
 		return []event{{corev1.EventTypeNormal, v1alpha1.EventEpochRaised, "Apply", fmt.Sprintf(
 			"epoch %d begins: what was remembered in epoch %d no longer counts", is.Epoch, was.Epoch)}}
-	case was.Store.Redis != nil && is.Store.Redis != nil && server(was.Store.Redis) != server(is.Store.Redis):
+	case server(was.Store) != server(is.Store):
 		return []event{{corev1.EventTypeWarning, v1alpha1.EventStoreMoved, "Apply", fmt.Sprintf(
 			"the store is now %s and was %s: unless these are the same server, history starts anew and messages of the last %s may be processed twice",
-			server(is.Store.Redis), server(was.Store.Redis), is.TTL)}}
+			server(is.Store), server(was.Store), is.TTL)}}
 	}
 	return nil
 }
 
-// server says which server a store is, in words that differ if the server may.
-func server(r *v1alpha1.RedisStore) string {
-	addresses := slices.Sorted(slices.Values(r.Addresses))
-	name := fmt.Sprintf("%s %v", r.Mode, addresses)
-	if r.MasterName != "" {
-		name += " " + r.MasterName
+// server says which server a store is, and where on it the records are, in words that differ if
+// these may. Another kind of store needs a higher epoch, and is no move.
+func server(s v1alpha1.StoreSpec) string {
+	switch {
+	case s.Redis != nil:
+		name := fmt.Sprintf("%s %v", s.Redis.Mode, slices.Sorted(slices.Values(s.Redis.Addresses)))
+		if s.Redis.MasterName != "" {
+			name += " " + s.Redis.MasterName
+		}
+		return name
+	case s.Postgres != nil:
+		return fmt.Sprintf("schema %s of database %s at %v", s.Postgres.Schema, s.Postgres.Database, slices.Sorted(slices.Values(s.Postgres.Addresses)))
 	}
-	return name
+	return ""
 }

@@ -340,6 +340,42 @@ func TestWhatHappensToHistoryIsTold(t *testing.T) {
 	}
 }
 
+func TestAMoveWithinPostgresIsTold(t *testing.T) {
+	cases := map[string]struct {
+		change func(*v1alpha1.PostgresStore)
+		event  string
+	}{
+		"other addresses": {
+			func(s *v1alpha1.PostgresStore) { s.Addresses = []string{"pg-2:5432"} },
+			"Warning StoreMoved: the store is now schema dedupd of database dedup at [pg-2:5432] and was schema dedupd of database dedup at [pg:5432]: ",
+		},
+		"another database": {
+			func(s *v1alpha1.PostgresStore) { s.Database = "other" }, "Warning StoreMoved: the store is now schema dedupd of database other ",
+		},
+		"another schema": {
+			func(s *v1alpha1.PostgresStore) { s.Schema = "other" }, "Warning StoreMoved: the store is now schema other of ",
+		},
+		"credentials": {func(s *v1alpha1.PostgresStore) { s.CredentialsSecretRef.Name = "other" }, ""},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.create(func(s *v1alpha1.DedupPolicySpec) {
+				s.Store = v1alpha1.StoreSpec{Postgres: &v1alpha1.PostgresStore{
+					Addresses: []string{"pg:5432"}, Database: "dedup", CredentialsSecretRef: v1alpha1.SecretRef{Name: "auth"},
+				}}
+			})
+			w.ready()
+			w.change(func(s *v1alpha1.DedupPolicySpec) { c.change(s.Store.Postgres) })
+			w.reconcile()
+			e := w.events.take()
+			if c.event == "" && e != nil || c.event != "" && (len(e) != 1 || !strings.HasPrefix(e[0], c.event)) {
+				t.Errorf("events %q, want one %q", e, c.event)
+			}
+		})
+	}
+}
+
 func TestAMendedConfigMapIsNoMove(t *testing.T) {
 	w := newWorld(t)
 	w.create()

@@ -21,6 +21,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/gather"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
 	"github.com/dedupd/dedup-operator/dedupd/store/nearcache"
+	"github.com/dedupd/dedup-operator/dedupd/store/postgres"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
 )
 
@@ -170,10 +171,14 @@ func openServed(p *policy.Policy, o serveOptions, log *slog.Logger, now func() t
 		return redis.New(redis.Options{
 			Spec: *spec.Redis, SecretsDir: o.secretsDir, BirthKey: p.BirthKey, Timeout: o.storeTimeout, Now: now, Log: log.With("policy", p.Name),
 		})
+	case spec.Postgres != nil:
+		return postgres.New(postgres.Options{
+			Spec: *spec.Postgres, SecretsDir: o.secretsDir, Timeout: o.storeTimeout, Sweep: time.Tick(time.Second), Log: log.With("policy", p.Name),
+		})
 	case spec.Memory != nil:
 		return memory.New(memory.Options{MaxEntries: int(spec.Memory.MaxEntries), Now: now}), nil
 	default:
-		return nil, errors.New("spec.store: this version of dedupd has no such store; want redis or memory")
+		return nil, errors.New("spec.store: this version of dedupd has no such store; want redis, postgres or memory")
 	}
 }
 

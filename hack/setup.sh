@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings what the tests and the demo need besides Go: redis-server, and the control plane
-# (kube-apiserver, etcd, kubectl). Prints progress on stderr, and on stdout the folder of the
+# Brings what the tests and the demo need besides Go: redis-server, PostgreSQL, and the control
+# plane (kube-apiserver, etcd, kubectl). Prints progress on stderr, and on stdout the folder of the
 # control plane's programs. What is there already is used; nothing is fetched or built twice.
 #
 # With the argument "node", brings what a node needs besides that (containerd, runc, CNI plugins,
@@ -39,6 +39,27 @@ redis() {
   fi
   say "setup: redis-server (7.0 or newer) is not on PATH. Install it, for example with"
   say "       sudo apt-get install redis-server    or    brew install redis"
+  exit 1
+}
+
+# The programs only: the tests start servers of their own, and none is to run beside them.
+postgresql() {
+  if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+    return
+  fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "setup: installing postgresql with apt-get"
+    export DEBIAN_FRONTEND=noninteractive
+    {
+      apt-get update -q &&
+        apt-get install -y -q --no-install-recommends postgresql-common &&
+        sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf &&
+        apt-get install -y -q --no-install-recommends postgresql
+    } >&2
+    return
+  fi
+  say "setup: PostgreSQL (14 or newer) is neither on PATH nor in /usr/lib/postgresql. Install it, for example with"
+  say "       sudo apt-get install postgresql    or    brew install postgresql"
   exit 1
 }
 
@@ -137,6 +158,6 @@ build() { # what folder program=package...
 case ${1:-} in
   node) node ;;
   queue) want /usr/lib/rabbitmq/bin/rabbitmq-server=rabbitmq-server ;;
-  "") redis && controlplane ;;
+  "") redis && postgresql && controlplane ;;
   *) say "setup: $1: want no argument, node or queue" && exit 2 ;;
 esac

@@ -62,7 +62,7 @@ func sidecarPossible(pod *corev1.Pod, policy *v1alpha1.DedupPolicy) error {
 			"DedupPolicy does not exist in namespace %s, and a sidecar needs it: create it, and the pod's controller tries again", pod.Namespace))
 	case policy.Spec.Store.Memory != nil:
 		return field.Invalid(mode, v1alpha1.InjectSidecar, fmt.Sprintf(
-			"DedupPolicy %s remembers in memory, which two sidecars would not share: use %s, or store.redis", policy.Name, v1alpha1.InjectEndpoint))
+			"DedupPolicy %s remembers in memory, which two sidecars would not share: use %s, or store.redis or store.postgres", policy.Name, v1alpha1.InjectEndpoint))
 	case pod.Spec.HostNetwork:
 		return field.Invalid(mode, v1alpha1.InjectSidecar, fmt.Sprintf(
 			"with spec.hostNetwork its ports %d and %d would be the node's: use %s", SidecarPortHTTP, SidecarPortGRPC, v1alpha1.InjectEndpoint))

@@ -37,18 +37,24 @@ func NetworkPolicy(in Input) *networkingv1ac.NetworkPolicyApplyConfiguration {
 
 // egress is empty, so that nothing is let out, for the memory store.
 func (in Input) egress() []*networkingv1ac.NetworkPolicyEgressRuleApplyConfiguration {
-	redis := in.policy.Spec.Store.Redis
-	if redis == nil {
+	var addresses []string
+	spec := in.policy.Spec.Store
+	switch {
+	case spec.Redis != nil:
+		addresses = spec.Redis.Addresses
+	case spec.Postgres != nil:
+		addresses = spec.Postgres.Addresses
+	default:
 		return nil
 	}
 	store := networkingv1ac.NetworkPolicyEgressRule()
-	if redis.Mode == v1alpha1.RedisStandalone {
-		for _, p := range ports(redis.Addresses) {
-			store.WithPorts(networkPort(corev1.ProtocolTCP, p))
-		}
-	} else {
+	if spec.Redis != nil && spec.Redis.Mode != v1alpha1.RedisStandalone {
 		// The sentinels and the cluster tell dedupd the addresses of the servers, and only they know the ports.
 		store.WithPorts(networkPort(corev1.ProtocolTCP, 1).WithEndPort(65535))
+	} else {
+		for _, p := range ports(addresses) {
+			store.WithPorts(networkPort(corev1.ProtocolTCP, p))
+		}
 	}
 	dns := networkingv1ac.NetworkPolicyEgressRule().WithPorts(
 		networkPort(corev1.ProtocolUDP, 53), networkPort(corev1.ProtocolTCP, 53),

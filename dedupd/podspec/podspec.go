@@ -95,13 +95,16 @@ func Volumes(p *v1alpha1.DedupPolicy) []*corev1ac.VolumeApplyConfiguration {
 // Secrets are the names of the Secrets that the policy's store refers to, each once, in the
 // order of the spec.
 func Secrets(p *v1alpha1.DedupPolicy) []string {
-	redis := p.Spec.Store.Redis
-	if redis == nil {
-		return nil
+	var refs []*v1alpha1.SecretRef
+	var tls *v1alpha1.StoreTLS
+	switch s := p.Spec.Store; {
+	case s.Redis != nil:
+		refs, tls = append(refs, s.Redis.CredentialsSecretRef), s.Redis.TLS
+	case s.Postgres != nil:
+		refs, tls = append(refs, &s.Postgres.CredentialsSecretRef), s.Postgres.TLS
 	}
-	refs := []*v1alpha1.SecretRef{redis.CredentialsSecretRef}
-	if redis.TLS != nil {
-		refs = append(refs, redis.TLS.CASecretRef, redis.TLS.ClientSecretRef)
+	if tls != nil {
+		refs = append(refs, tls.CASecretRef, tls.ClientSecretRef)
 	}
 	var names []string
 	for _, ref := range refs {

@@ -51,6 +51,15 @@ func TestEachSecretIsMountedOnceUnderItsName(t *testing.T) {
 		"TLS with the system's authorities": {policy(func(p *v1alpha1.DedupPolicy) {
 			p.Spec.Store.Redis.TLS = &v1alpha1.StoreTLS{}
 		}), nil},
+		"a PostgreSQL's": {policy(func(p *v1alpha1.DedupPolicy) {
+			p.Spec.Store = v1alpha1.StoreSpec{Postgres: &v1alpha1.PostgresStore{
+				CredentialsSecretRef: v1alpha1.SecretRef{Name: "auth"},
+				TLS:                  &v1alpha1.StoreTLS{CASecretRef: &v1alpha1.SecretRef{Name: "ca"}, ClientSecretRef: &v1alpha1.SecretRef{Name: "client"}},
+			}}
+		}), []string{"auth", "ca", "client"}},
+		"a PostgreSQL without TLS": {policy(func(p *v1alpha1.DedupPolicy) {
+			p.Spec.Store = v1alpha1.StoreSpec{Postgres: &v1alpha1.PostgresStore{CredentialsSecretRef: v1alpha1.SecretRef{Name: "auth"}}}
+		}), []string{"auth"}},
 		"a memory store": {policy(func(p *v1alpha1.DedupPolicy) {
 			p.Spec.Store = v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}}
 		}), nil},

@@ -116,7 +116,7 @@ type Store interface {
 	// lengths. Operations on one key take effect in their order. Each operation is atomic,
 	// a batch is not. Apply returns when every result is set, and by the deadline of ctx
 	// at the latest, and touches neither slice afterwards. It needs one round trip, and a
-	// second only for operations that meet another's claim.
+	// second only for operations that meet another's claim, or change what another left.
 	Apply(ctx context.Context, ops []Op, results []Result)
 
 	// Health asks the store how it is, by the deadline of ctx.

@@ -109,7 +109,7 @@ func (s *Store) sweep(now time.Time, limit int) {
 func (s *Store) Health(context.Context) store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	reason := "store.memory: a restart forgets everything; use store.redis to keep marks"
+	reason := "store.memory: a restart forgets everything; use store.redis or store.postgres to keep marks"
 	if len(s.items) >= s.maxEntries {
 		reason = fmt.Sprintf("%s; and it is full with %d of maxEntries %d: new messages are refused", reason, len(s.items), s.maxEntries)
 	}

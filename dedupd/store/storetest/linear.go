@@ -144,11 +144,11 @@ func (r *run) client(number int) []porcupine.Operation {
 		failed, called, from := repeats(), time.Since(r.begun), r.before()
 		link.Apply(r.ctx, []store.Op{op}, results)
 		one := porcupine.Operation{
-			ClientId: number, Input: asked{op, span{from, r.after()}}, Call: int64(called),
+			ClientId: number, Input: asked{op, span{from, r.after()}, r.Early}, Call: int64(called),
 			Output: results[0], Return: int64(time.Since(r.begun)),
 		}
 		open := one
-		open.Input, open.Return = asked{op, span{from, forever}}, int64(forever)
+		open.Input, open.Return = asked{op, span{from, forever}, r.Early}, int64(forever)
 		if results[0].Err != nil {
 			one = open
 		}

@@ -33,6 +33,11 @@ type Fixture struct {
 	// above the driver, and the driver's own repeats are not put to the test.
 	Faulty func(seed uint64) (s store.Store, repeats func() int)
 
+	// Early says that an operation decides, and reckons leases and ttls, by the time at some moment
+	// of its call, and not by the time at which it takes effect: a transaction cannot know
+	// when it will be committed. So of two that meet, the later may have the earlier time.
+	Early bool
+
 	// MarksOnly says that the store takes no claims and holds no digests. What is about those
 	// is not checked then.
 	MarksOnly bool

@@ -42,6 +42,9 @@ const forever = time.Duration(1 << 60)
 type asked struct {
 	op     store.Op
 	during span
+
+	// early says that the time by which it decides may be earlier than those before it.
+	early bool
 }
 
 // standing is what stands under a key.
@@ -87,7 +90,9 @@ func (s standing) after(a asked, got store.Result) []standing {
 	if got.Err != nil {
 		all = append(all, s) // it has not happened, or not yet
 	}
-	a.during.from = max(a.during.from, s.now)
+	if !a.early {
+		a.during.from = max(a.during.from, s.now)
+	}
 	for _, p := range s.phases(a.op) {
 		then, at, possible := s, a.during, true
 		if s.rec.State != 0 {
