@@ -102,7 +102,7 @@ func TestALinkBreaksConnectionsAndNothingElse(t *testing.T) {
 	if link.Broken() == 0 || link.Broken() >= dice.Thrown() {
 		t.Errorf("%d broken of %d thrown: want delays to be the rest", link.Broken(), dice.Thrown())
 	}
-	dice.Rest()
+	dice.OneIn(0)
 	if got := ask(t, link.Addr, message); !bytes.Equal(got, message) {
 		t.Errorf("at rest %d of %d bytes came back", len(got), len(message))
 	}

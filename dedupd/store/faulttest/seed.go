@@ -76,9 +76,9 @@ func (d *Dice) Thrown() int {
 	return d.thrown
 }
 
-// Rest lets nothing go wrong from now on.
-func (d *Dice) Rest() {
+// OneIn has one in n things go wrong from now on; none if that is zero.
+func (d *Dice) OneIn(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.oneIn = 0
+	d.oneIn = n
 }
