@@ -180,11 +180,29 @@ func (s *Server) Restart(settings ...string) {
 	}
 }
 
+// HBA puts lines before those that say who is let in, and how.
+func (s *Server) HBA(lines string) {
+	s.tb.Helper()
+	path := filepath.Join(s.Dir, "pg_hba.conf")
+	if err := os.WriteFile(path, []byte(lines+hba), 0o600); err != nil {
+		s.tb.Fatal(err)
+	}
+	s.Must("SELECT pg_reload_conf()")
+	var loaded bool
+	for deadline := time.Now().Add(startTime); !loaded; {
+		// The postmaster reads the file when it gets to it.
+		s.Value("postgres", "SELECT pg_conf_load_time() > (pg_stat_file('pg_hba.conf')).modification", &loaded)
+		if time.Now().After(deadline) {
+			s.tb.Fatal("pg_hba.conf was not read again")
+		}
+	}
+}
+
 // Database is the name of a new database.
 func (s *Server) Database() string {
 	s.tb.Helper()
 	name := fmt.Sprintf("db%d", databases())
-	s.Must("CREATE DATABASE " + name + " STRATEGY file_copy")
+	s.Must("CREATE DATABASE " + name + "")
 	return name
 }
 
