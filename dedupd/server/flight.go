@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
@@ -21,8 +22,18 @@ type flights struct {
 type flight struct {
 	settleIDs []uint64
 	settles   []engine.Settle
-	checkIDs  []uint64
-	checks    []engine.Request
+
+	checks []engine.Request
+	askers []asker // whose checks are whose, in their order
+}
+
+// asker is a request on the stream that asks for checks.
+type asker struct {
+	id uint64
+
+	// batch is the response to a batch: its answers are nil where they are to come, each of the
+	// next check, and set where a message was at fault. Nil: it asks for the next check alone.
+	batch *pb.CheckBatchResponse
 }
 
 // maxIdlePolicies is how many policies' memory is kept for the next batch: streams are seldom
@@ -72,7 +83,9 @@ func (f *flights) board(r *pb.CheckStreamRequest) {
 		}
 		request.Consumer, request.Attempt = in.Check.GetConsumer(), in.Check.GetAttempt()
 		to := f.to(in.Check.GetPolicy())
-		to.checkIDs, to.checks = append(to.checkIDs, r.GetId()), append(to.checks, request)
+		to.askers, to.checks = append(to.askers, asker{id: r.GetId()}), append(to.checks, request)
+	case *pb.CheckStreamRequest_Batch:
+		f.boardBatch(r.GetId(), in.Batch)
 	case *pb.CheckStreamRequest_Settle:
 		op, err := settleOp(in.Settle.GetSettle(), "settle.settle")
 		if err != nil {
@@ -82,8 +95,27 @@ func (f *flights) board(r *pb.CheckStreamRequest) {
 		to := f.to(in.Settle.GetPolicy())
 		to.settleIDs, to.settles = append(to.settleIDs, r.GetId()), append(to.settles, op)
 	default:
-		f.refuse(r.GetId(), invalid("request", "request: absent; want check or settle"))
+		f.refuse(r.GetId(), invalid("request", "request: absent; want check, batch or settle"))
 	}
+}
+
+func (f *flights) boardBatch(id uint64, in *pb.CheckBatchRequest) {
+	if err := f.api.fits(len(in.GetMessages()), "batch.messages"); err != nil {
+		f.refuse(id, err)
+		return
+	}
+	to := f.to(in.GetPolicy())
+	response := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(in.GetMessages()))}
+	for i, m := range in.GetMessages() {
+		request, err := f.api.request(m.GetMessage(), func() string { return fmt.Sprintf("batch.messages[%d].message", i) })
+		if err != nil {
+			response.Answers[i] = &pb.BatchAnswer{Result: &pb.BatchAnswer_Error{Error: errorPB(err)}}
+			continue
+		}
+		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
+		to.checks = append(to.checks, request)
+	}
+	to.askers = append(to.askers, asker{id: id, batch: response})
 }
 
 func (f *flights) settle(policy string, one *flight) {
@@ -106,30 +138,79 @@ func (f *flights) settle(policy string, one *flight) {
 }
 
 func (f *flights) check(policy string, one *flight) {
-	if len(one.checks) == 0 || f.err != nil {
+	if len(one.askers) == 0 || f.err != nil {
 		return // what nobody can be told of is better not marked
 	}
 	answers, err := f.api.check(f.ctx, policy, one.checks)
-	// In one piece of memory. It is not used again: gRPC may look at a message after it was sent.
+	for _, to := range one.askers {
+		switch {
+		case err != nil:
+			f.refuse(to.id, err)
+		case to.batch == nil:
+			f.answer(to.id, &answers[0])
+			answers = answers[1:]
+		default:
+			answers = answers[fillBatch(to.batch, answers):]
+			f.respond(&pb.CheckStreamResponse{Id: to.id, Response: &pb.CheckStreamResponse_Batch{Batch: to.batch}})
+		}
+	}
+}
+
+// fillBatch writes the first of answers into the places of a batch that wait for one, and
+// returns how many those are.
+func fillBatch(batch *pb.CheckBatchResponse, answers []engine.Answer) int {
+	n := 0
+	for _, a := range batch.GetAnswers() {
+		if a == nil {
+			n++
+		}
+	}
+	filled := batchAnswersPB(answers[:n])
+	for i, a := range batch.GetAnswers() {
+		if a == nil {
+			batch.Answers[i], filled = filled[0], filled[1:]
+		}
+	}
+	return n
+}
+
+// batchAnswersPB makes the answers of a batch in one piece of memory.
+func batchAnswersPB(answers []engine.Answer) []*pb.BatchAnswer {
 	all := make([]struct {
+		item   pb.BatchAnswer
+		result pb.BatchAnswer_Answer
+		answer pb.Answer
+	}, len(answers))
+	out := make([]*pb.BatchAnswer, len(answers))
+	for i := range answers {
+		one := &all[i]
+		out[i] = &one.item
+		if err := answers[i].Err; err != nil {
+			one.item.Result = &pb.BatchAnswer_Error{Error: errorPB(err)}
+			continue
+		}
+		fillAnswer(&one.answer, &answers[i])
+		one.result.Answer = &one.answer
+		one.item.Result = &one.result
+	}
+	return out
+}
+
+func (f *flights) answer(id uint64, a *engine.Answer) {
+	if a.Err != nil {
+		f.refuse(id, a.Err)
+		return
+	}
+	// In one piece of memory. It is not used again: gRPC may look at a message after it was sent.
+	r := &struct {
 		item   pb.CheckStreamResponse
 		result pb.CheckStreamResponse_Answer
 		answer pb.Answer
-	}, len(answers))
-	for i, id := range one.checkIDs {
-		switch {
-		case err != nil:
-			f.refuse(id, err)
-		case answers[i].Err != nil:
-			f.refuse(id, answers[i].Err)
-		default:
-			r := &all[i]
-			fillAnswer(&r.answer, &answers[i])
-			r.result.Answer = &r.answer
-			r.item.Id, r.item.Response = id, &r.result
-			f.respond(&r.item)
-		}
-	}
+	}{}
+	fillAnswer(&r.answer, a)
+	r.result.Answer = &r.answer
+	r.item.Id, r.item.Response = id, &r.result
+	f.respond(&r.item)
 }
 
 func (f *flights) refuse(id uint64, err error) {
@@ -147,6 +228,7 @@ func (f *flights) respond(r *pb.CheckStreamResponse) {
 func (f *flight) clear() {
 	clear(f.settles)
 	clear(f.checks)
+	clear(f.askers)
 	f.settleIDs, f.settles = f.settleIDs[:0], f.settles[:0]
-	f.checkIDs, f.checks = f.checkIDs[:0], f.checks[:0]
+	f.checks, f.askers = f.checks[:0], f.askers[:0]
 }

@@ -280,6 +280,57 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// A batch on a stream is answered as one over CheckBatch, beside the single requests of its flight.
+func TestStreamBatch(t *testing.T) {
+	f := start(t, func(o *options) { o.limits.MaxBody, o.limits.MaxBatch = 100, 4 })
+	stream, err := f.rpc.CheckStream(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := func(id uint64, policy string, messages ...*pb.BatchMessage) {
+		t.Helper()
+		if err := stream.Send(&pb.CheckStreamRequest{Id: id, Request: &pb.CheckStreamRequest_Batch{
+			Batch: &pb.CheckBatchRequest{Policy: policy, Consumer: "billing", Messages: messages},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := &pb.BatchMessage{Message: id("a"), Attempt: "1"}
+	batch(1, "ids", a, &pb.BatchMessage{Message: &pb.Message{Headers: map[string]string{"a": "1", "A": "2"}}}, &pb.BatchMessage{Message: id("a")}, &pb.BatchMessage{})
+	batch(2, "ids", &pb.BatchMessage{Message: id("a")}, &pb.BatchMessage{Message: id("b")})
+	if err := stream.Send(&pb.CheckStreamRequest{Id: 3, Request: &pb.CheckStreamRequest_Check{
+		Check: &pb.CheckRequest{Policy: "ids", Consumer: "billing", Message: id("b")},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	batch(4, "ids", a, a, a, a, a)
+	batch(5, "nope", a)
+	batch(6, "ids")
+	got := map[uint64]string{}
+	for range 6 {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := r.GetError().GetCode() + r.GetAnswer().GetDecision().String()
+		if r.GetBatch() != nil {
+			text = ""
+		}
+		for _, a := range r.GetBatch().GetAnswers() {
+			text += a.GetError().GetCode() + strings.TrimPrefix(a.GetAnswer().GetDecision().String(), "DECISION_") + " "
+		}
+		got[r.GetId()] = text
+	}
+	for id, want := range map[uint64]string{
+		1: "FRESH INVALID_MESSAGEUNSPECIFIED DUPLICATE KEY_MISSINGUNSPECIFIED ", 2: "DUPLICATE FRESH ", 3: "DECISION_DUPLICATE",
+		4: "TOO_LARGEDECISION_UNSPECIFIED", 5: "NOT_FOUNDDECISION_UNSPECIFIED", 6: "",
+	} {
+		if got[id] != want {
+			t.Errorf("%d: %q, want %q", id, got[id], want)
+		}
+	}
+}
+
 // What arrives while a flight is on its way goes together in the next one, bounded by the batch limit.
 func TestStreamGathersWhatHasArrived(t *testing.T) {
 	gate := &gatedStore{entered: make(chan int, 100), pass: make(chan struct{})}
@@ -330,8 +381,13 @@ func TestStreamQueueIsBounded(t *testing.T) {
 	q := newQueue(Limits{MaxBatch: 2, MaxBatchBytes: 1000})
 	big := &pb.CheckStreamRequest{Request: &pb.CheckStreamRequest_Check{Check: &pb.CheckRequest{Message: &pb.Message{Body: make([]byte, 1000)}}}}
 	for name, fill := range map[string][]*pb.CheckStreamRequest{
-		"by number": {{Id: 1}, {Id: 2}},
-		"by bytes":  {big},
+		"by number":             {{Id: 1}, {Id: 2}},
+		"by bytes":              {big},
+		"by a batch's messages": {{Id: 1, Request: &pb.CheckStreamRequest_Batch{Batch: &pb.CheckBatchRequest{Messages: []*pb.BatchMessage{{}, {}}}}}},
+		"by batches of nothing": {
+			{Id: 1, Request: &pb.CheckStreamRequest_Batch{Batch: &pb.CheckBatchRequest{}}},
+			{Id: 2, Request: &pb.CheckStreamRequest_Batch{Batch: &pb.CheckBatchRequest{}}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, r := range fill {

@@ -73,55 +73,70 @@ func receive(stream grpc.BidiStreamingServer[pb.CheckStreamRequest, pb.CheckStre
 // is worth sending together is small.
 const maxQueueBytes = 1 << 20
 
-// queue holds what a stream has received and not taken up, bounded in number and bytes: it
-// takes more as long as it is below both bounds, so that every single request fits.
+// queue holds what a stream has received and not taken up, bounded in messages and bytes. A
+// request always fits an empty one; what it may be is for the flight to say.
 type queue struct {
-	maxRequests int
+	maxMessages int
 	maxBytes    int64
 
 	mu       sync.Mutex
 	changed  sync.Cond // on mu
 	requests []*pb.CheckStreamRequest
 	taken    []*pb.CheckStreamRequest // the batch before, whose memory is used again
+	messages int
 	bytes    int64
 	end      error // why nothing more comes
 }
 
 func newQueue(limits Limits) *queue {
-	q := &queue{maxRequests: limits.MaxBatch, maxBytes: min(limits.MaxBatchBytes, maxQueueBytes)}
+	q := &queue{maxMessages: limits.MaxBatch, maxBytes: min(limits.MaxBatchBytes, maxQueueBytes)}
 	q.changed.L = &q.mu
 	return q
 }
 
 // put waits for room. It says false when the queue is closed.
 func (q *queue) put(r *pb.CheckStreamRequest) bool {
-	size := sizeInQueue(r)
+	messages, size := sizeInQueue(r)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.end == nil && (len(q.requests) >= q.maxRequests || q.bytes >= q.maxBytes) {
+	for q.end == nil && len(q.requests) > 0 && (q.messages+messages > q.maxMessages || q.bytes >= q.maxBytes) {
 		q.changed.Wait()
 	}
 	if q.end != nil {
 		return false
 	}
 	q.requests = append(q.requests, r)
+	q.messages += messages
 	q.bytes += size
 	q.changed.Broadcast()
 	return true
 }
 
-// sizeInQueue is about what a request holds in memory: its texts, and 256 bytes beside them.
-func sizeInQueue(r *pb.CheckStreamRequest) int64 {
-	n := 256
+// sizeInQueue is how many messages a request has, and about what it holds in memory: its
+// texts, and 256 bytes for each message beside them.
+func sizeInQueue(r *pb.CheckStreamRequest) (messages int, bytes int64) {
 	switch in := r.GetRequest().(type) {
 	case *pb.CheckStreamRequest_Check:
-		m := in.Check.GetMessage()
-		n += len(m.GetBody()) + len(in.Check.GetPolicy()) + len(in.Check.GetConsumer()) + len(in.Check.GetAttempt())
-		for name, value := range m.GetHeaders() {
-			n += 64 + len(name) + len(value)
+		n := len(in.Check.GetPolicy()) + len(in.Check.GetConsumer()) + len(in.Check.GetAttempt())
+		return 1, int64(n) + sizeOfMessage(in.Check.GetMessage())
+	case *pb.CheckStreamRequest_Batch:
+		bytes = 256 + int64(len(in.Batch.GetPolicy())+len(in.Batch.GetConsumer()))
+		for _, m := range in.Batch.GetMessages() {
+			bytes += int64(len(m.GetAttempt())) + sizeOfMessage(m.GetMessage())
 		}
+		return max(len(in.Batch.GetMessages()), 1), bytes
 	case *pb.CheckStreamRequest_Settle:
-		n += len(in.Settle.GetPolicy()) + len(in.Settle.GetSettle().GetKey()) + len(in.Settle.GetSettle().GetToken())
+		n := len(in.Settle.GetPolicy()) + len(in.Settle.GetSettle().GetKey()) + len(in.Settle.GetSettle().GetToken())
+		return 1, 256 + int64(n)
+	default:
+		return 1, 256
+	}
+}
+
+func sizeOfMessage(m *pb.Message) int64 {
+	n := 256 + len(m.GetBody())
+	for name, value := range m.GetHeaders() {
+		n += 64 + len(name) + len(value)
 	}
 	return int64(n)
 }
@@ -136,6 +151,7 @@ func (q *queue) take() ([]*pb.CheckStreamRequest, error) {
 	}
 	clear(q.taken)
 	q.taken, q.requests, q.bytes = q.requests, q.taken[:0], 0
+	q.messages = 0
 	q.changed.Broadcast()
 	if len(q.taken) > 0 {
 		return q.taken, nil

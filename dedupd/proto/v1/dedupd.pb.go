@@ -819,6 +819,7 @@ type CheckStreamRequest struct {
 	//
 	//	*CheckStreamRequest_Check
 	//	*CheckStreamRequest_Settle
+	//	*CheckStreamRequest_Batch
 	Request       isCheckStreamRequest_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -886,6 +887,15 @@ func (x *CheckStreamRequest) GetSettle() *StreamSettle {
 	return nil
 }
 
+func (x *CheckStreamRequest) GetBatch() *CheckBatchRequest {
+	if x != nil {
+		if x, ok := x.Request.(*CheckStreamRequest_Batch); ok {
+			return x.Batch
+		}
+	}
+	return nil
+}
+
 type isCheckStreamRequest_Request interface {
 	isCheckStreamRequest_Request()
 }
@@ -898,9 +908,17 @@ type CheckStreamRequest_Settle struct {
 	Settle *StreamSettle `protobuf:"bytes,3,opt,name=settle,proto3,oneof"`
 }
 
+type CheckStreamRequest_Batch struct {
+	// Many checks in one message, which is far cheaper than as many messages: for callers that
+	// have several at hand, or that gather those of concurrent callers.
+	Batch *CheckBatchRequest `protobuf:"bytes,4,opt,name=batch,proto3,oneof"`
+}
+
 func (*CheckStreamRequest_Check) isCheckStreamRequest_Request() {}
 
 func (*CheckStreamRequest_Settle) isCheckStreamRequest_Request() {}
+
+func (*CheckStreamRequest_Batch) isCheckStreamRequest_Request() {}
 
 // StreamSettle settles one claim on a stream.
 type StreamSettle struct {
@@ -963,6 +981,7 @@ type CheckStreamResponse struct {
 	//	*CheckStreamResponse_Answer
 	//	*CheckStreamResponse_Settled
 	//	*CheckStreamResponse_Error
+	//	*CheckStreamResponse_Batch
 	Response      isCheckStreamResponse_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1039,6 +1058,15 @@ func (x *CheckStreamResponse) GetError() *Error {
 	return nil
 }
 
+func (x *CheckStreamResponse) GetBatch() *CheckBatchResponse {
+	if x != nil {
+		if x, ok := x.Response.(*CheckStreamResponse_Batch); ok {
+			return x.Batch
+		}
+	}
+	return nil
+}
+
 type isCheckStreamResponse_Response interface {
 	isCheckStreamResponse_Response()
 }
@@ -1052,7 +1080,12 @@ type CheckStreamResponse_Settled struct {
 }
 
 type CheckStreamResponse_Error struct {
+	// Of a batch: the request as a whole made no sense.
 	Error *Error `protobuf:"bytes,4,opt,name=error,proto3,oneof"`
+}
+
+type CheckStreamResponse_Batch struct {
+	Batch *CheckBatchResponse `protobuf:"bytes,5,opt,name=batch,proto3,oneof"`
 }
 
 func (*CheckStreamResponse_Answer) isCheckStreamResponse_Response() {}
@@ -1060,6 +1093,8 @@ func (*CheckStreamResponse_Answer) isCheckStreamResponse_Response() {}
 func (*CheckStreamResponse_Settled) isCheckStreamResponse_Response() {}
 
 func (*CheckStreamResponse_Error) isCheckStreamResponse_Response() {}
+
+func (*CheckStreamResponse_Batch) isCheckStreamResponse_Response() {}
 
 // Settle is what a holder does with one claim.
 type Settle struct {
@@ -2218,20 +2253,22 @@ const file_v1_dedupd_proto_rawDesc = "" +
 	"\vBatchAnswer\x12+\n" +
 	"\x06answer\x18\x01 \x01(\v2\x11.dedupd.v1.AnswerH\x00R\x06answer\x12(\n" +
 	"\x05error\x18\x02 \x01(\v2\x10.dedupd.v1.ErrorH\x00R\x05errorB\b\n" +
-	"\x06result\"\x93\x01\n" +
+	"\x06result\"\xc9\x01\n" +
 	"\x12CheckStreamRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
 	"\x05check\x18\x02 \x01(\v2\x17.dedupd.v1.CheckRequestH\x00R\x05check\x121\n" +
-	"\x06settle\x18\x03 \x01(\v2\x17.dedupd.v1.StreamSettleH\x00R\x06settleB\t\n" +
+	"\x06settle\x18\x03 \x01(\v2\x17.dedupd.v1.StreamSettleH\x00R\x06settle\x124\n" +
+	"\x05batch\x18\x04 \x01(\v2\x1c.dedupd.v1.CheckBatchRequestH\x00R\x05batchB\t\n" +
 	"\arequest\"Q\n" +
 	"\fStreamSettle\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12)\n" +
-	"\x06settle\x18\x02 \x01(\v2\x11.dedupd.v1.SettleR\x06settle\"\xb8\x01\n" +
+	"\x06settle\x18\x02 \x01(\v2\x11.dedupd.v1.SettleR\x06settle\"\xef\x01\n" +
 	"\x13CheckStreamResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x06answer\x18\x02 \x01(\v2\x11.dedupd.v1.AnswerH\x00R\x06answer\x12.\n" +
 	"\asettled\x18\x03 \x01(\v2\x12.dedupd.v1.SettledH\x00R\asettled\x12(\n" +
-	"\x05error\x18\x04 \x01(\v2\x10.dedupd.v1.ErrorH\x00R\x05errorB\n" +
+	"\x05error\x18\x04 \x01(\v2\x10.dedupd.v1.ErrorH\x00R\x05error\x125\n" +
+	"\x05batch\x18\x05 \x01(\v2\x1d.dedupd.v1.CheckBatchResponseH\x00R\x05batchB\n" +
 	"\n" +
 	"\bresponse\"U\n" +
 	"\x06Settle\x12#\n" +
@@ -2406,52 +2443,54 @@ var file_v1_dedupd_proto_depIdxs = []int32{
 	5,  // 12: dedupd.v1.BatchAnswer.error:type_name -> dedupd.v1.Error
 	6,  // 13: dedupd.v1.CheckStreamRequest.check:type_name -> dedupd.v1.CheckRequest
 	13, // 14: dedupd.v1.CheckStreamRequest.settle:type_name -> dedupd.v1.StreamSettle
-	15, // 15: dedupd.v1.StreamSettle.settle:type_name -> dedupd.v1.Settle
-	4,  // 16: dedupd.v1.CheckStreamResponse.answer:type_name -> dedupd.v1.Answer
-	16, // 17: dedupd.v1.CheckStreamResponse.settled:type_name -> dedupd.v1.Settled
-	5,  // 18: dedupd.v1.CheckStreamResponse.error:type_name -> dedupd.v1.Error
-	1,  // 19: dedupd.v1.Settle.verb:type_name -> dedupd.v1.Verb
-	2,  // 20: dedupd.v1.Settled.state:type_name -> dedupd.v1.State
-	35, // 21: dedupd.v1.Settled.lease:type_name -> google.protobuf.Duration
-	16, // 22: dedupd.v1.CompleteResponse.settled:type_name -> dedupd.v1.Settled
-	16, // 23: dedupd.v1.ReleaseResponse.settled:type_name -> dedupd.v1.Settled
-	16, // 24: dedupd.v1.RenewResponse.settled:type_name -> dedupd.v1.Settled
-	15, // 25: dedupd.v1.SettleBatchRequest.settles:type_name -> dedupd.v1.Settle
-	25, // 26: dedupd.v1.SettleBatchResponse.results:type_name -> dedupd.v1.BatchSettled
-	16, // 27: dedupd.v1.BatchSettled.settled:type_name -> dedupd.v1.Settled
-	5,  // 28: dedupd.v1.BatchSettled.error:type_name -> dedupd.v1.Error
-	2,  // 29: dedupd.v1.LookupResponse.state:type_name -> dedupd.v1.State
-	36, // 30: dedupd.v1.LookupResponse.first_seen:type_name -> google.protobuf.Timestamp
-	35, // 31: dedupd.v1.LookupResponse.remaining:type_name -> google.protobuf.Duration
-	35, // 32: dedupd.v1.LookupResponse.lease_remaining:type_name -> google.protobuf.Duration
-	32, // 33: dedupd.v1.StatusResponse.policies:type_name -> dedupd.v1.PolicyStatus
-	33, // 34: dedupd.v1.PolicyStatus.store:type_name -> dedupd.v1.StoreStatus
-	36, // 35: dedupd.v1.StoreStatus.history_since:type_name -> google.protobuf.Timestamp
-	6,  // 36: dedupd.v1.DedupService.Check:input_type -> dedupd.v1.CheckRequest
-	8,  // 37: dedupd.v1.DedupService.CheckBatch:input_type -> dedupd.v1.CheckBatchRequest
-	12, // 38: dedupd.v1.DedupService.CheckStream:input_type -> dedupd.v1.CheckStreamRequest
-	17, // 39: dedupd.v1.DedupService.Complete:input_type -> dedupd.v1.CompleteRequest
-	19, // 40: dedupd.v1.DedupService.Release:input_type -> dedupd.v1.ReleaseRequest
-	21, // 41: dedupd.v1.DedupService.Renew:input_type -> dedupd.v1.RenewRequest
-	23, // 42: dedupd.v1.DedupService.SettleBatch:input_type -> dedupd.v1.SettleBatchRequest
-	26, // 43: dedupd.v1.DedupService.Lookup:input_type -> dedupd.v1.LookupRequest
-	28, // 44: dedupd.v1.DedupService.Forget:input_type -> dedupd.v1.ForgetRequest
-	30, // 45: dedupd.v1.DedupService.Status:input_type -> dedupd.v1.StatusRequest
-	7,  // 46: dedupd.v1.DedupService.Check:output_type -> dedupd.v1.CheckResponse
-	10, // 47: dedupd.v1.DedupService.CheckBatch:output_type -> dedupd.v1.CheckBatchResponse
-	14, // 48: dedupd.v1.DedupService.CheckStream:output_type -> dedupd.v1.CheckStreamResponse
-	18, // 49: dedupd.v1.DedupService.Complete:output_type -> dedupd.v1.CompleteResponse
-	20, // 50: dedupd.v1.DedupService.Release:output_type -> dedupd.v1.ReleaseResponse
-	22, // 51: dedupd.v1.DedupService.Renew:output_type -> dedupd.v1.RenewResponse
-	24, // 52: dedupd.v1.DedupService.SettleBatch:output_type -> dedupd.v1.SettleBatchResponse
-	27, // 53: dedupd.v1.DedupService.Lookup:output_type -> dedupd.v1.LookupResponse
-	29, // 54: dedupd.v1.DedupService.Forget:output_type -> dedupd.v1.ForgetResponse
-	31, // 55: dedupd.v1.DedupService.Status:output_type -> dedupd.v1.StatusResponse
-	46, // [46:56] is the sub-list for method output_type
-	36, // [36:46] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	8,  // 15: dedupd.v1.CheckStreamRequest.batch:type_name -> dedupd.v1.CheckBatchRequest
+	15, // 16: dedupd.v1.StreamSettle.settle:type_name -> dedupd.v1.Settle
+	4,  // 17: dedupd.v1.CheckStreamResponse.answer:type_name -> dedupd.v1.Answer
+	16, // 18: dedupd.v1.CheckStreamResponse.settled:type_name -> dedupd.v1.Settled
+	5,  // 19: dedupd.v1.CheckStreamResponse.error:type_name -> dedupd.v1.Error
+	10, // 20: dedupd.v1.CheckStreamResponse.batch:type_name -> dedupd.v1.CheckBatchResponse
+	1,  // 21: dedupd.v1.Settle.verb:type_name -> dedupd.v1.Verb
+	2,  // 22: dedupd.v1.Settled.state:type_name -> dedupd.v1.State
+	35, // 23: dedupd.v1.Settled.lease:type_name -> google.protobuf.Duration
+	16, // 24: dedupd.v1.CompleteResponse.settled:type_name -> dedupd.v1.Settled
+	16, // 25: dedupd.v1.ReleaseResponse.settled:type_name -> dedupd.v1.Settled
+	16, // 26: dedupd.v1.RenewResponse.settled:type_name -> dedupd.v1.Settled
+	15, // 27: dedupd.v1.SettleBatchRequest.settles:type_name -> dedupd.v1.Settle
+	25, // 28: dedupd.v1.SettleBatchResponse.results:type_name -> dedupd.v1.BatchSettled
+	16, // 29: dedupd.v1.BatchSettled.settled:type_name -> dedupd.v1.Settled
+	5,  // 30: dedupd.v1.BatchSettled.error:type_name -> dedupd.v1.Error
+	2,  // 31: dedupd.v1.LookupResponse.state:type_name -> dedupd.v1.State
+	36, // 32: dedupd.v1.LookupResponse.first_seen:type_name -> google.protobuf.Timestamp
+	35, // 33: dedupd.v1.LookupResponse.remaining:type_name -> google.protobuf.Duration
+	35, // 34: dedupd.v1.LookupResponse.lease_remaining:type_name -> google.protobuf.Duration
+	32, // 35: dedupd.v1.StatusResponse.policies:type_name -> dedupd.v1.PolicyStatus
+	33, // 36: dedupd.v1.PolicyStatus.store:type_name -> dedupd.v1.StoreStatus
+	36, // 37: dedupd.v1.StoreStatus.history_since:type_name -> google.protobuf.Timestamp
+	6,  // 38: dedupd.v1.DedupService.Check:input_type -> dedupd.v1.CheckRequest
+	8,  // 39: dedupd.v1.DedupService.CheckBatch:input_type -> dedupd.v1.CheckBatchRequest
+	12, // 40: dedupd.v1.DedupService.CheckStream:input_type -> dedupd.v1.CheckStreamRequest
+	17, // 41: dedupd.v1.DedupService.Complete:input_type -> dedupd.v1.CompleteRequest
+	19, // 42: dedupd.v1.DedupService.Release:input_type -> dedupd.v1.ReleaseRequest
+	21, // 43: dedupd.v1.DedupService.Renew:input_type -> dedupd.v1.RenewRequest
+	23, // 44: dedupd.v1.DedupService.SettleBatch:input_type -> dedupd.v1.SettleBatchRequest
+	26, // 45: dedupd.v1.DedupService.Lookup:input_type -> dedupd.v1.LookupRequest
+	28, // 46: dedupd.v1.DedupService.Forget:input_type -> dedupd.v1.ForgetRequest
+	30, // 47: dedupd.v1.DedupService.Status:input_type -> dedupd.v1.StatusRequest
+	7,  // 48: dedupd.v1.DedupService.Check:output_type -> dedupd.v1.CheckResponse
+	10, // 49: dedupd.v1.DedupService.CheckBatch:output_type -> dedupd.v1.CheckBatchResponse
+	14, // 50: dedupd.v1.DedupService.CheckStream:output_type -> dedupd.v1.CheckStreamResponse
+	18, // 51: dedupd.v1.DedupService.Complete:output_type -> dedupd.v1.CompleteResponse
+	20, // 52: dedupd.v1.DedupService.Release:output_type -> dedupd.v1.ReleaseResponse
+	22, // 53: dedupd.v1.DedupService.Renew:output_type -> dedupd.v1.RenewResponse
+	24, // 54: dedupd.v1.DedupService.SettleBatch:output_type -> dedupd.v1.SettleBatchResponse
+	27, // 55: dedupd.v1.DedupService.Lookup:output_type -> dedupd.v1.LookupResponse
+	29, // 56: dedupd.v1.DedupService.Forget:output_type -> dedupd.v1.ForgetResponse
+	31, // 57: dedupd.v1.DedupService.Status:output_type -> dedupd.v1.StatusResponse
+	48, // [48:58] is the sub-list for method output_type
+	38, // [38:48] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_v1_dedupd_proto_init() }
@@ -2466,11 +2505,13 @@ func file_v1_dedupd_proto_init() {
 	file_v1_dedupd_proto_msgTypes[9].OneofWrappers = []any{
 		(*CheckStreamRequest_Check)(nil),
 		(*CheckStreamRequest_Settle)(nil),
+		(*CheckStreamRequest_Batch)(nil),
 	}
 	file_v1_dedupd_proto_msgTypes[11].OneofWrappers = []any{
 		(*CheckStreamResponse_Answer)(nil),
 		(*CheckStreamResponse_Settled)(nil),
 		(*CheckStreamResponse_Error)(nil),
+		(*CheckStreamResponse_Batch)(nil),
 	}
 	file_v1_dedupd_proto_msgTypes[22].OneofWrappers = []any{
 		(*BatchSettled_Settled)(nil),

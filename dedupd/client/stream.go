@@ -1,0 +1,250 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
+)
+
+// Stream asks over one gRPC stream, for consumers with many messages at hand. A check that
+// finds it idle is sent at once. Those that come while answers are awaited go together in one
+// message when one arrives: nothing waits for a timer, and the more callers there are, the less each
+// of their checks costs. It is safe for concurrent use, and made for it.
+type Stream struct {
+	client *Client
+	ctx    context.Context //nolint:containedctx // of the gRPC stream, which outlives the calls that open it
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	rpc     checkStream              // guarded by mu; nil: to be opened
+	abort   context.CancelFunc       // guarded by mu: ends rpc
+	waiting []*streamCall            // guarded by mu
+	sent    map[uint64][]*streamCall // guarded by mu: by the batch's id, on rpc
+	lastID  uint64                   // guarded by mu
+	most    int                      // guarded by mu: messages of a batch
+}
+
+type checkStream = grpc.BidiStreamingClient[pb.CheckStreamRequest, pb.CheckStreamResponse]
+
+// streamCall is one try of a check. Its answer is sent to done, which has room for it: a caller
+// that has left is not waited for.
+type streamCall struct {
+	message *pb.BatchMessage
+	done    chan streamAnswer
+	left    bool // guarded by Stream.mu: the message is the caller's again
+}
+
+type streamAnswer struct {
+	answer *pb.Answer
+	err    error
+}
+
+// On one stream there are at most streamFlights batches without an answer, each of at most
+// streamBatch messages, and of no more once they have streamBytes: fewer, fuller ones are
+// cheaper, and with two of them one is made up while the other is under way.
+const (
+	streamFlights = 2
+	streamBatch   = 256
+	streamBytes   = 1 << 20
+)
+
+// Stream returns a stream, which is opened by its first check, and anew where it has ended.
+// Close ends it.
+func (c *Client) Stream() *Stream {
+	s := &Stream{client: c, sent: map[uint64][]*streamCall{}, most: streamBatch}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Close ends the stream. Checks that have no answer yet fail.
+func (s *Stream) Close() { s.cancel() }
+
+// Check is Client.Check over the stream.
+func (s *Stream) Check(ctx context.Context, m Message) (Answer, error) {
+	message := &pb.BatchMessage{
+		Attempt: rand.Text(), // here, once, and not in the loop
+		Message: &pb.Message{Headers: m.Headers, Body: m.Body},
+	}
+	var answer *pb.Answer
+	err := s.client.retry(ctx, func(try context.Context) error {
+		call := &streamCall{message: message, done: make(chan streamAnswer, 1)}
+		s.send(call) //nolint:contextcheck // the stream outlives the call that opens it
+		select {
+		case a := <-call.done:
+			answer = a.answer
+			return a.err
+		case <-try.Done():
+			// If it is not the caller who has no more time, it is the stream that says nothing.
+			s.leave(call, ctx.Err() == nil)
+			return status.FromContextError(try.Err()).Err()
+		}
+	})
+	if err != nil {
+		return Answer{}, fmt.Errorf("checking a message: %w", err)
+	}
+	return fromPB(answer)
+}
+
+// leave takes a call back that has not been sent. One that has, and that the stream is silent
+// about, ends the stream: the others' tries go to a new one.
+func (s *Stream) leave(call *streamCall, silent bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	call.left = true
+	if i := slices.Index(s.waiting, call); i >= 0 {
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+	}
+	if silent && s.abort != nil {
+		s.abort()
+	}
+}
+
+func (s *Stream) send(call *streamCall) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting = append(s.waiting, call)
+	s.fly()
+}
+
+// fly sends what waits, as long as there may be another batch. It requires mu: one Send at a
+// time is what gRPC wants, and few are blocked by it, since what is without an answer is bounded.
+func (s *Stream) fly() {
+	for len(s.waiting) > 0 && len(s.sent) < streamFlights {
+		if err := s.open(); err != nil {
+			s.fail(err)
+			return
+		}
+		batch := &pb.CheckBatchRequest{Policy: s.client.config.Policy, Consumer: s.client.config.Consumer}
+		for size := 0; len(batch.GetMessages()) < min(len(s.waiting), s.most) && size < streamBytes; {
+			m := s.waiting[len(batch.GetMessages())].message
+			batch.Messages = append(batch.Messages, m)
+			size += len(m.GetMessage().GetBody())
+			for name, value := range m.GetMessage().GetHeaders() {
+				size += len(name) + len(value)
+			}
+		}
+		calls := slices.Clone(s.waiting[:len(batch.GetMessages())])
+		s.waiting = slices.Delete(s.waiting, 0, len(calls))
+		s.lastID++
+		s.sent[s.lastID] = calls
+		request := &pb.CheckStreamRequest{Id: s.lastID, Request: &pb.CheckStreamRequest_Batch{Batch: batch}}
+		if err := s.rpc.Send(request); err != nil {
+			return // the stream is over: receive learns why, and tells everybody
+		}
+	}
+}
+
+// open opens the stream if there is none. It requires mu.
+func (s *Stream) open() error {
+	if s.rpc != nil {
+		return nil
+	}
+	ctx, abort := context.WithCancel(s.ctx)
+	rpc, err := s.client.rpc.CheckStream(ctx)
+	if err != nil {
+		abort()
+		return s.ended(err)
+	}
+	s.rpc, s.abort = rpc, abort
+	go s.receive(rpc)
+	return nil
+}
+
+// receive hands out answers until the stream ends.
+func (s *Stream) receive(rpc checkStream) {
+	for {
+		response, err := rpc.Recv()
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.abort()
+			s.rpc, s.abort = nil, nil
+			s.fail(s.ended(err))
+			return
+		}
+		s.mu.Lock()
+		calls := s.sent[response.GetId()]
+		delete(s.sent, response.GetId())
+		if len(calls) > 1 && response.GetError().GetCode() == "TOO_LARGE" {
+			// The server takes smaller batches than these (--max-batch).
+			s.most = min(s.most, max(len(calls)/2, 1))
+			calls = slices.DeleteFunc(calls, func(c *streamCall) bool { return c.left })
+			s.waiting, calls = slices.Concat(calls, s.waiting), nil
+		}
+		s.fly()
+		s.mu.Unlock()
+		deliver(calls, response)
+	}
+}
+
+// fail tells everybody that there is no answer. It requires mu.
+func (s *Stream) fail(err error) {
+	for _, calls := range s.sent {
+		s.waiting = append(s.waiting, calls...)
+	}
+	clear(s.sent)
+	for _, c := range s.waiting {
+		c.done <- streamAnswer{err: err}
+	}
+	s.waiting = nil
+}
+
+// ended says why a stream ended, or was not opened. Unless the caller has closed it, another
+// try may help: the server ended it in order, or was silent.
+func (s *Stream) ended(err error) error {
+	if code := status.Code(err); s.ctx.Err() == nil && (code == codes.Canceled || errors.Is(err, io.EOF)) {
+		return status.Error(codes.Unavailable, "the stream ended before the answer")
+	}
+	return err
+}
+
+// deliver gives each call of a batch its answer.
+func deliver(calls []*streamCall, response *pb.CheckStreamResponse) {
+	answers := response.GetBatch().GetAnswers()
+	for i, c := range calls {
+		switch {
+		case response.GetError() != nil:
+			c.done <- streamAnswer{err: fromError(response.GetError())}
+		case len(answers) != len(calls):
+			c.done <- streamAnswer{err: status.Error(codes.Unimplemented, "the server knows no batches on a stream; it is older than this client")}
+		case answers[i].GetError() != nil:
+			c.done <- streamAnswer{err: fromError(answers[i].GetError())}
+		default:
+			c.done <- streamAnswer{answer: answers[i].GetAnswer()}
+		}
+	}
+}
+
+// fromError is an item's error as a call of its own would have it.
+func fromError(e *pb.Error) error {
+	code := codes.InvalidArgument
+	switch e.GetCode() {
+	case "UNAVAILABLE", "OVERLOADED", "INDETERMINATE":
+		code = codes.Unavailable
+	case "NOT_FOUND":
+		code = codes.NotFound
+	case "TOO_LARGE":
+		code = codes.ResourceExhausted
+	case "INTERNAL":
+		code = codes.Internal
+	}
+	st, err := status.New(code, e.GetMessage()).WithDetails(&errdetails.ErrorInfo{Reason: e.GetCode(), Domain: "dedupd.io"})
+	if err == nil && e.GetRetryAfter() != nil {
+		st, err = st.WithDetails(&errdetails.RetryInfo{RetryDelay: e.GetRetryAfter()})
+	}
+	if err != nil {
+		return status.Error(code, e.GetMessage())
+	}
+	return st.Err()
+}
