@@ -346,8 +346,8 @@ type ClaimSpec struct {
 
 // NearCacheSpec are the settings of the memory in each replica. It holds what is final: marks and
 // completions. What happens elsewhere is noticed late, by maxAge at most: that another replica
-// was asked to forget a message, that the store has lost it, or that the ttl which another
-// replica wrote has ended.
+// was asked to forget a message, that the store has lost it, or, where clocks differ, that a
+// ttl which another replica began has ended.
 type NearCacheSpec struct {
 	// How many messages each replica remembers, about 300 bytes each.
 	// +optional

@@ -3,10 +3,10 @@
 // any time, and is always asked for.
 //
 // What is remembered here is what some answer of the store said. It is trusted until the record
-// expires, where this process wrote it and so knows when, and never longer than MaxAge after
-// it was learnt. So what happens behind this process's back (a Forget or a flush elsewhere, the end
-// of a ttl that another process wrote) is noticed after MaxAge at most. What goes through
-// this process is noticed at once:
+// expires, as far as that is known, and never longer than MaxAge after it was learnt. So what
+// happens behind this process's back is noticed after MaxAge at most: a Forget or a flush
+// elsewhere, and the end of a ttl where all that is known of it is when the message was first
+// seen, by a clock that differs from this one. What goes through this process is noticed at once:
 //
 //   - After an operation that changed a record, its entry is gone, or is the new record, before
 //     the operation returns. While it has not returned, answers of before and of after are both
@@ -170,6 +170,10 @@ func (s *Store) learn(op *store.Op, r *store.Result, a asked, sent time.Time) {
 		// Not earlier than that, unless the attempt had marked the message, or completed it,
 		// before: put knows, if that was here.
 		e.expires = sent.Add(op.TTL)
+	default:
+		// It was written when the message was first seen, or later. Where clocks differ, this is
+		// too early, and the store is asked, or too late, by at most MaxAge.
+		e.until = earlier(e.until, r.Record.FirstSeen.Add(op.TTL))
 	}
 	shard.put(op.Key, e, func() bool { return version.Load() == current })
 }

@@ -328,7 +328,16 @@ func TestATTLEndsToTheMillisecond(t *testing.T) {
 	b.clock.Advance(time.Millisecond)
 	b.want(t, op(store.Mark, "k", "b"), store.Granted, true)
 
-	// What another process has written, as soon as somebody has looked it up.
+	// What another process has written, by when it was first seen.
+	apply(b.under.Store, lasting(op(store.Mark, "seen", "a"), 3*time.Second))
+	b.clock.Advance(2 * time.Second)
+	b.want(t, lasting(op(store.Mark, "seen", "b"), 3*time.Second), store.Seen, true)
+	b.clock.Advance(time.Second - time.Millisecond)
+	b.want(t, op(store.Mark, "seen", "b"), store.Seen, false)
+	b.clock.Advance(time.Millisecond)
+	b.want(t, op(store.Mark, "seen", "b"), store.Granted, true)
+
+	// Or as soon as somebody has looked it up.
 	apply(b.under.Store, lasting(op(store.Mark, "theirs", "a"), 3*time.Second))
 	b.clock.Advance(time.Second)
 	b.want(t, op(store.Lookup, "theirs", ""), store.Granted, true)
