@@ -32,7 +32,7 @@ func TestEveryRowIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"before\n", "\nbetween\n", "\nafter\n", "one stream", "Claim + Complete", "keyFormat Compact", "binary"} {
+	for _, want := range []string{"before\n", "\nbetween\n", "\nafter\n", "one stream", "near cache", "Claim + Complete", "keyFormat Compact", "binary"} {
 		if !strings.Contains(string(written), want) {
 			t.Errorf("benchmarks.md has no %q:\n%s", want, written)
 		}

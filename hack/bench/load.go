@@ -85,6 +85,29 @@ func repeat(ctx context.Context, turn func(context.Context) (int, error), until 
 	return messages, took, nil
 }
 
+// typical is the cost of a side over rounds.
+func typical(rounds []round, side func(round) cost) cost {
+	part := func(of func(cost) time.Duration) time.Duration {
+		all := make([]time.Duration, len(rounds))
+		for i, r := range rounds {
+			all[i] = of(side(r))
+		}
+		return median(all)
+	}
+	return cost{
+		load:   part(func(c cost) time.Duration { return c.load }),
+		dedupd: part(func(c cost) time.Duration { return c.dedupd }),
+		redis:  part(func(c cost) time.Duration { return c.redis }),
+	}
+}
+
+// capacity is how many messages a second some cores have time for if each costs so much. Redis
+// has one thread for them.
+func (c cost) capacity(cores int) float64 {
+	all := float64(cores) / (c.load + c.dedupd + c.redis).Seconds()
+	return min(all, 1/c.redis.Seconds())
+}
+
 // match is two loads in turn, and what is done before each run.
 type match struct {
 	rival, ours   load

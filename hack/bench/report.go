@@ -17,7 +17,7 @@ type result struct {
 	// score is how much of the reach was reached: met from 1 on.
 	score float64
 
-	cost cost // of a message over dedupd, where it is one that takes a while
+	cost, theirCost cost // of a message, where that was measured
 }
 
 func (r result) met() string {
@@ -29,9 +29,10 @@ func (r result) met() string {
 
 // String is the line for a terminal.
 func (r result) String() string {
-	line := fmt.Sprintf("%-44s %18s %26s  %-22s reach %-22s %-7s", r.what, r.theirs, r.ours, r.ratio, r.reach, r.met())
+	line := fmt.Sprintf("%-56s %18s %26s  %-22s reach %-22s %-7s", r.what, r.theirs, r.ours, r.ratio, r.reach, r.met())
 	if r.cost != (cost{}) {
-		line += "  " + r.cost.String()
+		line += fmt.Sprintf("  %s; rival: %s; by processor time %.2f", r.cost, r.theirCost,
+			r.cost.capacity(runtime.NumCPU())/r.theirCost.capacity(runtime.NumCPU()))
 	}
 	return line
 }
@@ -72,13 +73,32 @@ func table(found []result, where string) string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.what, r.rival, r.reach, r.theirs, r.ours, r.ratio, met)
 	}
-	b.WriteString("\nProcessor time per message, which other work on the machine changes less than throughput:\n\n")
-	b.WriteString("| load | dedupd | Redis | load generator |\n|---|---|---|---|\n")
+	b.WriteString(costTable(found))
+	return b.String()
+}
+
+// costTable is what a message costs in processor time.
+func costTable(found []result) string {
+	var b strings.Builder
+	cores := runtime.NumCPU()
+	fmt.Fprintf(&b, `
+Processor time per message, in µs, and the ratio of what %d cores would have time for if they did nothing else, Redis on one of them:
+
+| load | rival: load + Redis | dedupd: load + dedupd + Redis | ratio by processor time |
+|---|---|---|---|
+`, cores)
+	micros := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 	for _, r := range found {
-		if r.cost != (cost{}) {
-			fmt.Fprintf(&b, "| %s | %.1f µs | %.1f µs | %.1f µs |\n", r.what,
-				float64(r.cost.dedupd.Nanoseconds())/1e3, float64(r.cost.redis.Nanoseconds())/1e3, float64(r.cost.load.Nanoseconds())/1e3)
+		if r.cost == (cost{}) {
+			continue
 		}
+		theirs := fmt.Sprintf("%.1f + %.1f", micros(r.theirCost.load), micros(r.theirCost.redis))
+		if r.theirCost.dedupd > r.cost.dedupd/20 { // the rival is a dedupd too
+			theirs = fmt.Sprintf("%.1f + %.1f (dedupd) + %.1f", micros(r.theirCost.load), micros(r.theirCost.dedupd), micros(r.theirCost.redis))
+		}
+		ratio := r.cost.capacity(cores) / r.theirCost.capacity(cores)
+		fmt.Fprintf(&b, "| %s | %s | %.1f + %.1f + %.1f | %.2f |\n", r.what, theirs,
+			micros(r.cost.load), micros(r.cost.dedupd), micros(r.cost.redis), ratio)
 	}
 	return b.String()
 }

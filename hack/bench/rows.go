@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 )
 
 // row is a question that is measured. Most have one answer.
@@ -37,6 +39,11 @@ func rows() []row {
 			what: "Claim + Complete, batches of 256", rival: "`Pipeline` of 256 pairs of commands", reach: 0.7,
 			theirs: func(on hosts) load { return pairs(on.redis, 4) },
 			ours:   func(on hosts) load { return batches(on.grpc, "claims", 4, true) },
+		})},
+		{"near", versus(contest{
+			what: "duplicates from the near cache, batches of 256", rival: "dedupd without it", reach: 3,
+			theirs: func(on hosts) load { return repeats(on.grpc, "marks", 4) },
+			ours:   func(on hosts) load { return repeats(on.grpc, "near", 4) },
 		})},
 		{"commands", commands},
 		{"memory", memory},
@@ -70,6 +77,9 @@ spec:
 `
 )
 
+// nearPolicy is the policy marks with a near cache.
+var nearPolicy = strings.Replace(marksPolicy, "name: marks", "name: near", 1) + "  nearCache: {}\n"
+
 // hosts are the addresses that a load may go to.
 type hosts struct{ redis, grpc, http string }
 
@@ -88,14 +98,15 @@ func versus(c contest) func(context.Context, *stand, options) ([]result, error) 
 		}
 		ratio := over(rounds, func(r round) float64 { return r.ours.rate / r.rival.rate })
 		return []result{{
-			what:   c.what,
-			rival:  c.rival,
-			reach:  fmt.Sprintf("%.2g of its throughput", c.reach),
-			theirs: perSecond(over(rounds, func(r round) float64 { return r.rival.rate })),
-			ours:   perSecond(over(rounds, func(r round) float64 { return r.ours.rate })),
-			ratio:  ratio.String(),
-			score:  ratio.mid / c.reach,
-			cost:   rounds[len(rounds)-1].ours.cost,
+			what:      c.what,
+			rival:     c.rival,
+			reach:     fmt.Sprintf("%.2g × its throughput", c.reach),
+			theirs:    perSecond(over(rounds, func(r round) float64 { return r.rival.rate })),
+			ours:      perSecond(over(rounds, func(r round) float64 { return r.ours.rate })),
+			ratio:     ratio.String(),
+			score:     ratio.mid / c.reach,
+			cost:      typical(rounds, func(r round) cost { return r.ours.cost }),
+			theirCost: typical(rounds, func(r round) cost { return r.rival.cost }),
 		}}, nil
 	}
 }
@@ -107,7 +118,7 @@ func play(ctx context.Context, s *stand, o options, c contest) ([]round, error) 
 		return nil, err
 	}
 	defer store.stop()
-	dedupd, err := s.startDedupd(ctx, store.addr, marksPolicy, claimsPolicy)
+	dedupd, err := s.startDedupd(ctx, store.addr, marksPolicy, claimsPolicy, nearPolicy)
 	if err != nil {
 		return nil, err
 	}
@@ -157,27 +168,38 @@ func fetch(ctx context.Context, url, file string) error {
 	return err
 }
 
-// latency is what the way over dedupd adds for a caller that is alone.
+// latency is what the way over dedupd adds for a caller that is alone: by a call for each
+// message, and on a stream that stays open.
 func latency(ctx context.Context, s *stand, o options) ([]result, error) {
 	const reach = 100.0 // microseconds
-	rounds, err := play(ctx, s, o, contest{
-		theirs: func(on hosts) load { return setNX(on.redis, 1) },
-		ours:   func(on hosts) load { return single(on.grpc, "marks") },
-	})
-	if err != nil {
-		return nil, err
+	var results []result
+	for _, way := range []struct {
+		name string
+		ours func(hosts) load
+	}{
+		{"a call", func(on hosts) load { return single(on.grpc, "marks") }},
+		{"on a stream", func(on hosts) load { return stream(on.grpc, "marks", 1) }},
+	} {
+		rounds, err := play(ctx, s, o, contest{
+			theirs: func(on hosts) load { return setNX(on.redis, 1) },
+			ours:   way.ours,
+		})
+		if err != nil {
+			return nil, err
+		}
+		micros := func(side func(round) time.Duration) spread {
+			return over(rounds, func(r round) float64 { return float64(side(r).Nanoseconds()) / 1e3 })
+		}
+		added := micros(func(r round) time.Duration { return r.ours.median - r.rival.median })
+		results = append(results, result{
+			what:   "single check, one caller, gRPC, " + way.name + ": p50",
+			rival:  "one `SetNX`",
+			reach:  "100 µs more",
+			theirs: micros(func(r round) time.Duration { return r.rival.median }).with("%.0f µs"),
+			ours:   micros(func(r round) time.Duration { return r.ours.median }).with("%.0f µs"),
+			ratio:  added.with("+%.0f µs"),
+			score:  reach / added.mid,
+		})
 	}
-	micros := func(side func(round) sample) spread {
-		return over(rounds, func(r round) float64 { return float64(side(r).median.Nanoseconds()) / 1e3 })
-	}
-	added := over(rounds, func(r round) float64 { return float64((r.ours.median - r.rival.median).Nanoseconds()) / 1e3 })
-	return []result{{
-		what:   "single check, one caller, gRPC: p50",
-		rival:  "one `SetNX`",
-		reach:  "100 µs more",
-		theirs: micros(func(r round) sample { return r.rival }).with("%.0f µs"),
-		ours:   micros(func(r round) sample { return r.ours }).with("%.0f µs"),
-		ratio:  added.with("+%.0f µs"),
-		score:  reach / added.mid,
-	}}, nil
+	return results, nil
 }

@@ -67,6 +67,22 @@ func batches(addr, policy string, callers int, claims bool) load {
 	})}
 }
 
+// repeats are batches of the same messages over and over.
+func repeats(addr, policy string, callers int) load {
+	return load{callers: callers, caller: connected(addr, func(client pb.DedupServiceClient) func(context.Context) (int, error) {
+		b := newBatch(client, policy)
+		for _, m := range b.request.GetMessages() {
+			m.Message.Headers["message-id"] = newID()
+		}
+		decision := pb.Decision_DECISION_FRESH
+		return func(ctx context.Context) (int, error) {
+			_, err := b.check(ctx, decision)
+			decision = pb.Decision_DECISION_DUPLICATE
+			return batchSize, err
+		}
+	})}
+}
+
 // batch is one caller's batch. Its requests are used again from turn to turn.
 type batch struct {
 	client  pb.DedupServiceClient
