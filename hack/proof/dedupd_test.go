@@ -54,14 +54,14 @@ type replica struct {
 	gone chan struct{}
 }
 
-// startReplica starts dedupd with a policy, and waits until it serves.
-func startReplica(t *testing.T, policy string) *replica {
+// startReplica starts dedupd with a policy, and further flags, and waits until it serves.
+func startReplica(t *testing.T, policy string, flags ...string) *replica {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(path, []byte(policy), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, args: []string{"serve", "-f", path, "--log-level", "ERROR"}}
+	r := &replica{t: t, args: append([]string{"serve", "-f", path}, flags...)}
 	r.start("127.0.0.1:0", "127.0.0.1:0")
 	t.Cleanup(r.kill)
 	return r
@@ -74,7 +74,7 @@ func (r *replica) start(web, rpc string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	args := append(append([]string{}, r.args...), "--http-addr", web, "--grpc-addr", rpc, "--log-level", "INFO")
+	args := append(append([]string{}, r.args...), "--http-addr", web, "--grpc-addr", rpc)
 	r.cmd, r.gone = exec.Command(path, args...), make(chan struct{})
 	logs, err := r.cmd.StderrPipe()
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/dedupd/dedup-operator/dedupd/store/postgres/postgrestest"
 )
 
 func TestMain(m *testing.M) {
@@ -28,7 +30,7 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	program = sync.OnceValues(func() (string, error) { return build(filepath.Join(dir, "dedupd")) })
-	return m.Run()
+	return postgrestest.Main(m)
 }
 
 // program is the path of dedupd, which is built when it is first asked for.

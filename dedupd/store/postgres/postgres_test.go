@@ -106,6 +106,9 @@ func TestConformance(t *testing.T) {
 	database := server.Database()
 	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
 		tb.Helper()
-		return storetest.Fixture{Store: newStore(tb, server.Addr, database), Early: true}
+		return storetest.Fixture{
+			Store: newStore(tb, server.Addr, database), Early: true,
+			Faulty: overFaults(tb, server.Addr, database),
+		}
 	})
 }
