@@ -18,6 +18,7 @@ import (
 func (s *Store) Health(ctx context.Context) store.Health {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
+	ctx = context.WithValue(ctx, mayRefuse{}, true) // managed servers hide CONFIG
 	h := s.askAll(ctx)
 	if h.Err != nil {
 		return h
@@ -73,7 +74,6 @@ func worse(a, b store.Health) bool {
 
 // ask asks one server.
 func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
-	ctx = context.WithValue(ctx, mayRefuse{}, true) // managed servers hide CONFIG
 	asked := s.clock.now()
 	pipe := client.Pipeline()
 	ping := pipe.Ping(ctx)
