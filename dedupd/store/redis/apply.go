@@ -52,6 +52,7 @@ func (s *Store) apply(ctx context.Context, ops []store.Op, results []store.Resul
 		}
 		calls = slices.Concat(again, b.deferred())
 	}
+	s.grants.note(ops, results)
 }
 
 // batch is an Apply at work.
@@ -86,6 +87,9 @@ type call struct {
 	// it does not know it by name.
 	script script
 	whole  bool
+
+	// compare is what a native command that settles a claim expects; nil for the others.
+	compare *comparison
 }
 
 // unknown says that the server does not know the script of a call by its name, because it was
@@ -125,6 +129,12 @@ func (b *batch) lay() []call {
 		if i := k.indices[0]; len(k.indices) == 1 && b.ops[i].Verb == store.Forget {
 			calls = append(calls, call{indices: k.indices, cmd: redis.NewIntCmd(b.ctx, "del", b.ops[i].Key)})
 			continue
+		}
+		if len(k.indices) == 1 && len(k.after) == 0 {
+			if c, ok := b.compared(k.indices[0]); ok {
+				calls = append(calls, c)
+				continue
+			}
 		}
 		groups = append(groups, k.indices)
 	}
@@ -184,6 +194,10 @@ func (s *Store) send(ctx context.Context, calls []call) {
 func (b *batch) settle(c *call) []call {
 	switch cmd := c.cmd.(type) {
 	case *redis.StringCmd:
+		if c.compare != nil {
+			b.settleCompared(c, cmd)
+			return nil
+		}
 		b.settleNative(c, cmd)
 	case *redis.IntCmd:
 		b.settleForget(c, cmd)

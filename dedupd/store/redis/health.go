@@ -19,10 +19,11 @@ func (s *Store) Health(ctx context.Context) store.Health {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
 	ctx = context.WithValue(ctx, mayRefuse{}, true) // managed servers hide CONFIG
-	h := s.askAll(ctx)
+	h, compares := s.askAll(ctx)
 	if h.Err != nil {
 		return h
 	}
+	s.grants.on.Store(compares)
 	since, err := s.history.since(ctx, s.client, s.clock.Now())
 	switch {
 	case err == nil:
@@ -31,24 +32,25 @@ func (s *Store) Health(ctx context.Context) store.Health {
 		s.server.log.DebugContext(ctx, "the birth marker cannot be written, a loss of history would not be noticed", "error", err)
 	default:
 		// A server that answers and takes no writes, such as one whose disk is full.
-		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+		return s.unwell(err)
 	}
 	return h
 }
 
-// askAll asks the server, or each primary of a cluster.
-func (s *Store) askAll(ctx context.Context) store.Health {
+// askAll asks the server, or each primary of a cluster. compares: each has SET with IFEQ.
+func (s *Store) askAll(ctx context.Context) (worst store.Health, compares bool) {
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
 		return s.ask(ctx, s.client)
 	}
 	var mu sync.Mutex
-	worst := store.Health{Safety: store.Safe}
 	asked := 0
+	compares = true
 	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-		h := s.ask(ctx, node)
+		h, can := s.ask(ctx, node)
 		mu.Lock()
 		defer mu.Unlock()
+		compares = compares && can
 		if asked++; asked == 1 || worse(h, worst) {
 			worst = h
 		}
@@ -56,12 +58,15 @@ func (s *Store) askAll(ctx context.Context) store.Health {
 	})
 	switch {
 	case err != nil:
-		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+		return s.unwell(err), false
 	case asked == 0:
-		err := errors.New("the cluster names no primary: is it set up?")
-		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+		return s.unwell(errors.New("the cluster names no primary: is it set up?")), false
 	}
-	return worst
+	return worst, compares
+}
+
+func (s *Store) unwell(err error) store.Health {
+	return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
 }
 
 func worse(a, b store.Health) bool {
@@ -73,7 +78,7 @@ func worse(a, b store.Health) bool {
 }
 
 // ask asks one server.
-func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
+func (s *Store) ask(ctx context.Context, client redis.Cmdable) (h store.Health, compares bool) {
 	asked := s.clock.now()
 	pipe := client.Pipeline()
 	ping := pipe.Ping(ctx)
@@ -86,7 +91,7 @@ func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
 		if pong != nil {
 			err = pong
 		}
-		return store.Health{Err: s.server.explain(err, ""), Safety: store.SafetyUnknown}
+		return s.unwell(err), false
 	}
 	if theirs, err := serverTime.Result(); err == nil {
 		s.clock.set(asked, theirs)
@@ -98,10 +103,10 @@ func (s *Store) ask(ctx context.Context, client redis.Cmdable) store.Health {
 		}
 	}
 	if err := s.server.usable(facts); err != nil {
-		return store.Health{Err: err, Safety: store.SafetyUnknown}
+		return store.Health{Err: err, Safety: store.SafetyUnknown}, false
 	}
-	safety, reason := s.server.judge(facts)
-	return store.Health{Safety: safety, Reason: reason}
+	h.Safety, h.Reason = s.server.judge(facts)
+	return h, comparesValues(facts)
 }
 
 // parseInfo reads the lines "name:value" of an INFO.

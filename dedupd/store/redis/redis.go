@@ -44,6 +44,7 @@ type Store struct {
 	client  redis.UniversalClient
 	server  *server
 	history *history
+	grants  grants
 	durable *durable // nil: the replicas do not count
 	clock   *clock
 	limit   time.Duration

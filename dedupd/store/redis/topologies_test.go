@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -47,7 +48,15 @@ func TestEveryServerConforms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := redistest.Config{Program: redistest.Program(t, name)}.Start(t)
-			storetest.Run(t, fixtures(server.Addr))
+			storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+				tb.Helper()
+				s := newStore(tb, server.Addr)
+				// By it, a store learns what the server can do.
+				if h := s.Health(context.Background()); h.Err != nil {
+					tb.Fatal(h.Err)
+				}
+				return storetest.Fixture{Store: s}
+			})
 			t.Run("many messages in a hash", func(t *testing.T) {
 				storetest.Run(t, denseFixtures(server.Addr))
 			})
