@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 	"strings"
 	"time"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
+	"github.com/dedupd/dedup-operator/dedupd/key"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/record"
 )
@@ -20,20 +22,19 @@ type sizing struct {
 
 	keys     int // new messages of the sample
 	readable float64
-	compact  float64
 	memory   float64
 }
 
 func newSizing(p *policy.Policy) *sizing {
 	s := &sizing{policy: p, prefix: len(p.StoreKey("")), record: recordLen(p)}
 	if hashed(p) {
-		s.prefix -= compactLen
+		s.prefix -= idLen
 	}
 	return s
 }
 
-// compactLen is what stands in the place of a key in the formats Compact and Dense.
-const compactLen = 16
+// idLen is what stands in the place of a key in the formats Compact and Dense.
+const idLen = len(key.ID{})
 
 // hashed says whether such bytes stand there.
 func hashed(p *policy.Policy) bool {
@@ -57,7 +58,6 @@ func recordLen(p *policy.Policy) int {
 func (s *sizing) add(key string) {
 	s.keys++
 	s.readable += float64(redisBytes(s.prefix+len(key), s.record))
-	s.compact += float64(redisBytes(s.prefix+compactLen, s.record))
 	s.memory += float64(memoryBytes(s.prefix + len(key)))
 }
 
@@ -85,6 +85,21 @@ func redisBytes(key, value int) int {
 		return total + allocated(object+longString+value)
 	}
 	return total + allocated(object) + allocated(longString+value)
+}
+
+// compactBytes is what so many records take in the format Compact, whose hashes are as many as so many
+// messages meet. In a listpack that is 17 bytes of a field and 8 beside the record, with the twelfth that
+// jemalloc adds; in a hash that has outgrown one, an entry and two strings. An eighth is forgotten
+// and not deleted yet.
+func (s *sizing) compactBytes(ids float64) float64 {
+	const hashes, listpack, name, field, expiry, entry, objects = 1 << 15, 512, 10, 15, 6, 24, 16 + 16
+	met := hashes * -math.Expm1(-ids/hashes)
+	each := float64(2*allocated(entry) + allocated(s.prefix+name+2) + objects)
+	record := float64(field+2+expiry+s.record+2) * 13 / 12
+	if ids*9/8 > hashes*listpack {
+		record = float64(allocated(entry)+allocated(field+2)+allocated(expiry+s.record+4)) + 12
+	}
+	return ids*record*9/8 + met*each + redisTables(met)
 }
 
 // denseBytes is what a mark takes in the format Dense if there are as many as the policy
@@ -132,7 +147,7 @@ func (s *sizing) estimate(sum *summary, rate float64) string {
 	n := float64(s.keys)
 	redis := s.policy.StoreSpec.Redis
 	line("Redis, keyFormat: Readable", s.readable/n, redisTables(ids), redis != nil && redis.KeyFormat == v1alpha1.KeyReadable)
-	line("Redis, keyFormat: Compact", s.compact/n, redisTables(ids), redis != nil && redis.KeyFormat == v1alpha1.KeyCompact)
+	line("Redis, keyFormat: Compact", 0, s.compactBytes(ids), redis != nil && redis.KeyFormat == v1alpha1.KeyCompact)
 	if s.policy.Mode == v1alpha1.ModeMark && !s.policy.VerifyContent {
 		line("Redis, keyFormat: Dense", denseBytes, 0, redis != nil && redis.KeyFormat == v1alpha1.KeyDense)
 	}

@@ -18,19 +18,24 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
 
+func readable(s *sizing, n float64) float64 { return s.readable + redisTables(2*n) - redisTables(n) }
+
+func compact(s *sizing, n float64) float64 { return s.compactBytes(2*n) - s.compactBytes(n) }
+
 // The estimate is what a real server needs. Redis's own build of jemalloc has finer sizes than
 // a distribution's, and so may need a little less.
 func TestTheEstimateIsWhatRedisNeeds(t *testing.T) {
 	for name, test := range map[string]struct {
 		edit  *strings.Replacer
-		bytes func(*sizing) float64
+		bytes func(s *sizing, n float64) float64 // for n messages more than n
 	}{
-		"readable keys": {strings.NewReplacer(), func(s *sizing) float64 { return s.readable }},
-		"compact keys":  {strings.NewReplacer("addresses", "keyFormat: Compact, addresses"), func(s *sizing) float64 { return s.compact }},
-		"claims":        {strings.NewReplacer("ttl: 1h", "ttl: 1h\n  mode: Claim"), func(s *sizing) float64 { return s.readable }},
+		"readable keys":  {strings.NewReplacer(), readable},
+		"compact keys":   {strings.NewReplacer("addresses", "keyFormat: Compact, addresses"), compact},
+		"compact claims": {strings.NewReplacer("addresses", "keyFormat: Compact, addresses", "ttl: 1h", "ttl: 1h\n  mode: Claim"), compact},
+		"claims":         {strings.NewReplacer("ttl: 1h", "ttl: 1h\n  mode: Claim"), readable},
 		"content that is verified": {
 			strings.NewReplacer("{header: id}", "{header: id, verifyContent: true}", "ttl: 1h", "ttl: 1h\n  mode: Claim"),
-			func(s *sizing) float64 { return s.readable },
+			readable,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -56,7 +61,7 @@ func TestTheEstimateIsWhatRedisNeeds(t *testing.T) {
 			before := used()
 			n := fill(t, p, s, size, "id")
 			needs := (used() - before) / n
-			reckoned := (test.bytes(size) + redisTables(2*n) - redisTables(n)) / n
+			reckoned := test.bytes(size, n) / n
 			if reckoned < needs*0.97 || reckoned > needs*1.2 {
 				t.Errorf("reckoned %.0f bytes for each message, it needs %.0f", reckoned, needs)
 			}

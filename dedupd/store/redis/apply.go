@@ -39,8 +39,8 @@ func (s *Store) Apply(ctx context.Context, ops []store.Op, results []store.Resul
 
 // apply is Apply, whatever becomes of the replicas.
 func (s *Store) apply(ctx context.Context, ops []store.Op, results []store.Result) {
-	if s.dense != nil {
-		s.applyDense(ctx, ops, results)
+	if s.hashes != nil {
+		s.applyHashes(ctx, ops, results)
 		return
 	}
 	b := &batch{ctx: ctx, store: s, ops: ops, results: results, now: s.clock.Now()}
@@ -281,7 +281,7 @@ func (b *batch) settleScript(c *call, cmd *redis.SliceCmd) {
 		return
 	}
 	for n, i := range c.indices {
-		r, err := scriptResult(b.ops[i], reply[argsPerOp*n:argsPerOp*(n+1)])
+		r, err := scriptResult(&b.ops[i], reply[argsPerOp*n:argsPerOp*(n+1)])
 		if err != nil {
 			b.fail([]int{i}, err)
 			continue

@@ -1,6 +1,6 @@
 -- store.Transition for marks that share hashes: the operations of one call, in their order, as
 -- one atomic step. The conformance suite holds it to the Go function; where they differ, this
--- is wrong.
+-- is wrong. Before it stands sweep.lua.
 --
 -- KEYS[i]  the hash of operation i
 -- ARGV     three of each operation: the field; the first 8 bytes of the owner for a mark, or
@@ -20,13 +20,6 @@ local NOT_A_MARK, NOT_A_HASH = -1, -2
 local TICK, TICKS = 250, 4294967296
 local SIZE, OWNER = 12, 8
 
--- How many fields a sweep looks at in a hash that is too large for a listpack, and how many it
--- deletes at most: the arguments of one call.
-local LOOK, MOST = 32, 1000
-
--- How often in each ttl a hash is swept.
-local SWEEPS = 4
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tick = math.floor(now / TICK)
@@ -36,38 +29,14 @@ local function live(value)
   return left > 0 and left < TICKS / 2
 end
 
--- sweep deletes marks that are forgotten, and reports whether it has looked at all of the
--- hash. The server gives all of a listpack at once; of a larger hash some fields, beginning
--- where the field that was just written has us begin, which is at random.
-local function sweep(key, field)
-  local reply = redis.call('HSCAN', key, struct.unpack('>I4', field), 'COUNT', LOOK)
-  local entries, dead = reply[2], {}
-  local whole = #entries / 2 >= redis.call('HLEN', key)
-  for i = 1, #entries, 2 do
-    if #entries[i + 1] == SIZE and not live(entries[i + 1]) and #dead < MOST then
-      dead[#dead + 1] = entries[i]
-    end
-  end
-  if #dead > 0 then
-    redis.call('HDEL', key, unpack(dead))
-  end
-  return whole and #dead < MOST
+local function dead(value)
+  return #value == SIZE and not live(value)
 end
 
--- A hash outlives each of its marks: one that is written into it when it would not is what
--- makes it live longer, and is the occasion to sweep it. A swept hash may live longer by a
--- share of ttl than it has to, so that this happens a few times in each ttl; one that was not
--- swept in full may not, so that the next mark goes on.
 local function mark(key, field, owner, ttl)
   local value = owner .. struct.pack('>I4', (math.floor((now + ttl) / TICK) + 1) % TICKS)
   redis.call('HSET', key, field, value)
-  local least = ttl + TICK
-  if redis.call('PTTL', key) < least then
-    if sweep(key, field) then
-      least = least + math.floor(ttl / SWEEPS)
-    end
-    redis.call('PEXPIRE', key, least)
-  end
+  outlive(key, field, ttl, TICK, dead)
   return GRANTED, value
 end
 

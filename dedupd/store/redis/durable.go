@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
@@ -64,7 +65,7 @@ func waits(ops []store.Op) bool {
 func (d *durable) apply(ctx context.Context, ops []store.Op, results []store.Result) {
 	// The records of keyFormat Dense hold the beginning of their owner only: looking it up does not
 	// tell a repeat from the attempt itself.
-	if !d.behind.Load() || d.store.dense != nil {
+	if h := d.store.hashes; !d.behind.Load() || h != nil && h.format == v1alpha1.KeyDense {
 		d.await(ctx, ops, results)
 		return
 	}

@@ -192,8 +192,8 @@ func (s *server) refused(err error) string {
 		return s.at("", "the server lacks a command that dedupd needs: it is "+aSentinel+", or older than Redis 7.0 or Valkey 7.2")
 	case redis.HasErrorPrefix(err, "NOPERM "):
 		needed := "set, get, pttl, del, eval, evalsha"
-		if s.spec.KeyFormat == v1alpha1.KeyDense {
-			needed = "hget, hset, hdel, hlen, hscan, pttl, pexpire, time, eval, evalsha"
+		if layout(s.spec) != nil {
+			needed += ", hget, hset, hdel, hlen, hscan, pexpire, time"
 		}
 		return s.at("", fmt.Sprintf("the server's user may not do what dedupd has to, which is %s, ping and info on the keys of keyPrefix: %s", needed, reply(err)))
 	case redis.IsAuthError(err) && ref == nil:

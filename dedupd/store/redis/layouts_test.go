@@ -40,7 +40,8 @@ func BenchmarkLayouts(b *testing.B) {
 		{"bare SET", "", bareSets},
 		{"buckets", "", scripted(buckets)},
 		{"expiry by field", redistest.Redis8, scripted(byField)},
-		{"expiry in the value", "", valued},
+		{"expiry in the value", "", stored(func(b *testing.B, addr string) hashed { b.Helper(); return newDense(b, addr, layoutIDs) })},
+		{"the same, whole records", "", stored(func(b *testing.B, addr string) hashed { b.Helper(); return newCompact(b, addr) })},
 	} {
 		b.Run(layout.name, func(b *testing.B) {
 			var config redistest.Config
@@ -101,19 +102,21 @@ func scripted(lua string) func(*testing.B, string) marker {
 	}
 }
 
-// valued is keyFormat Dense itself.
-func valued(b *testing.B, addr string) marker {
-	b.Helper()
-	s := newDense(b, addr, layoutIDs)
-	return func(ids []string, ttl time.Duration) {
-		ops := make([]store.Op, len(ids))
-		for i, id := range ids {
-			ops[i] = op(store.Mark, id, id)
-			ops[i].TTL = ttl
-		}
-		for _, r := range apply(s, ops...) {
-			if r.Outcome != store.Granted {
-				b.Fatalf("%+v", r)
+// stored is a key format of the store itself.
+func stored(open func(*testing.B, string) hashed) func(*testing.B, string) marker {
+	return func(b *testing.B, addr string) marker {
+		b.Helper()
+		s := open(b, addr)
+		return func(ids []string, ttl time.Duration) {
+			ops := make([]store.Op, len(ids))
+			for i, id := range ids {
+				ops[i] = op(store.Mark, id, id)
+				ops[i].TTL = ttl
+			}
+			for _, r := range apply(s, ops...) {
+				if r.Outcome != store.Granted {
+					b.Fatalf("%+v", r)
+				}
 			}
 		}
 	}

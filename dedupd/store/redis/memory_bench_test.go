@@ -35,20 +35,35 @@ func BenchmarkMemory(b *testing.B) {
 			}
 		})
 	})
-	for _, format := range []v1alpha1.KeyFormat{v1alpha1.KeyReadable, v1alpha1.KeyCompact, v1alpha1.KeyDense} {
-		b.Run(string(format), func(b *testing.B) {
+	for _, with := range []struct {
+		name   string
+		format v1alpha1.KeyFormat
+		verbs  []store.Verb
+	}{
+		{"Readable", v1alpha1.KeyReadable, []store.Verb{store.Mark}},
+		{"Compact", v1alpha1.KeyCompact, []store.Verb{store.Mark}},
+		{"Dense", v1alpha1.KeyDense, []store.Verb{store.Mark}},
+		{"Readable, completed claims", v1alpha1.KeyReadable, []store.Verb{store.Claim, store.Complete}},
+		{"Compact, completed claims", v1alpha1.KeyCompact, []store.Verb{store.Claim, store.Complete}},
+	} {
+		b.Run(with.name, func(b *testing.B) {
 			measure(b, n, func(server *redistest.Server) {
-				p := formatted(b, format, n)
+				p := formatted(b, with.format, n)
 				s := newStore(b, server.Addr, func(o *redis.Options) { o.Spec = *p.StoreSpec.Redis; o.Spec.Addresses = []string{server.Addr} })
 				ops, results := make([]store.Op, batch), make([]store.Result, batch)
 				for range n / batch {
 					for i := range ops {
-						ops[i] = op(store.Mark, p.StoreKey("billing:"+uuid()), rand.Text())
+						ops[i] = op(with.verbs[0], p.StoreKey("billing:"+uuid()), rand.Text())
 					}
-					s.Apply(b.Context(), ops, results)
-					for _, r := range results {
-						if r.Outcome != store.Granted {
-							b.Fatalf("%+v", r)
+					for _, verb := range with.verbs {
+						for i := range ops {
+							ops[i].Verb, ops[i].Token.Fence = verb, 1
+						}
+						s.Apply(b.Context(), ops, results)
+						for _, r := range results {
+							if r.Outcome != store.Granted {
+								b.Fatalf("%+v", r)
+							}
 						}
 					}
 				}

@@ -48,7 +48,7 @@ type Store struct {
 	durable *durable // nil: the replicas do not count
 	clock   *clock
 	limit   time.Duration
-	dense   *dense // nil: each message has a key of its own
+	hashes  *hashes // nil: each message has a key of its own
 }
 
 var _ store.Store = (*Store)(nil)
@@ -80,7 +80,7 @@ func New(o Options) (*Store, error) {
 		history: newHistory(o.BirthKey, o.Spec.Mode),
 		clock:   &clock{now: o.Now},
 		limit:   o.Timeout,
-		dense:   newDense(o.Spec),
+		hashes:  layout(o.Spec),
 	}
 	u := &redis.UniversalOptions{
 		Addrs:         o.Spec.Addresses,

@@ -16,6 +16,9 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
+//go:embed keys.lua
+var keysLua string
+
 //go:embed transition.lua
 var transitionLua string
 
@@ -24,6 +27,9 @@ type script struct {
 	source string
 	sha    string
 }
+
+// allowOOM lets a script run on a server that is out of memory.
+const allowOOM = " flags=allow-oom"
 
 func newScript(lua, flags string) script {
 	source := "#!lua" + flags + "\n" + lua
@@ -44,8 +50,8 @@ func (s script) named(whole bool) (command, name string) {
 // settled takes the place of a record of its size, and refusing it would have the message
 // processed again.
 var (
-	acquireScript = newScript(transitionLua, "")
-	settleScript  = newScript(transitionLua, " flags=allow-oom")
+	acquireScript = newScript(keysLua+transitionLua, "")
+	settleScript  = newScript(keysLua+transitionLua, allowOOM)
 )
 
 func (b *batch) scriptFor(indices []int) script {
@@ -142,13 +148,13 @@ func settledTerms(op *store.Op) value {
 const (
 	notARecord    = -1
 	withoutExpiry = -2
-	notAString    = -3
+	otherType     = -3
 )
 
 var errReply = errors.New("not an answer of dedupd's script")
 
 // scriptResult reads an operation's part of the script's answer.
-func scriptResult(op store.Op, reply []any) (store.Result, error) {
+func scriptResult(op *store.Op, reply []any) (store.Result, error) {
 	var n [argsPerOp]int64
 	var value string
 	for i, v := range reply {
@@ -166,7 +172,7 @@ func scriptResult(op store.Op, reply []any) (store.Result, error) {
 	if n[0] == withoutExpiry {
 		return store.Result{}, fmt.Errorf("%w: it has no expiry, which dedupd's records always have", store.ErrCorrupt)
 	}
-	if n[0] == notAString {
+	if n[0] == otherType {
 		return store.Result{}, fmt.Errorf("%w: a value of another type", store.ErrCorrupt)
 	}
 	if value != "" || n[0] == notARecord {

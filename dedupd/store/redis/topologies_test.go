@@ -59,6 +59,7 @@ func TestEveryServerConforms(t *testing.T) {
 			})
 			t.Run("many messages in a hash", func(t *testing.T) {
 				storetest.Run(t, denseFixtures(server.Addr))
+				storetest.Run(t, compactFixtures(server.Addr))
 			})
 		})
 	}

@@ -36,7 +36,8 @@ func TestCluster(t *testing.T) {
 		storetest.Run(t, fixtures(servers[0].Addr, inCluster))
 	})
 	t.Run("conforms with many messages in a hash", func(t *testing.T) {
-		storetest.Run(t, denseFixtures(servers[0].Addr, inCluster))
+		t.Run("Dense", func(t *testing.T) { storetest.Run(t, denseFixtures(servers[0].Addr, inCluster)) })
+		t.Run("Compact", func(t *testing.T) { storetest.Run(t, compactFixtures(servers[0].Addr, inCluster)) })
 	})
 	t.Run("a hash is sent to its node, one call for all of its messages", func(t *testing.T) {
 		s := newDense(t, servers[0].Addr, 1000, inCluster)

@@ -1,21 +1,23 @@
 -- store.Transition for some operations, in their order, as one atomic step. The conformance
--- suite holds it to the Go function; where they differ, this is wrong.
+-- suite holds it to the Go function; where they differ, this is wrong. Before it stands
+-- keys.lua or fields.lua: how records are read, written and removed.
 --
--- KEYS     the key of each operation; several may have the same
--- ARGV     four of each operation: the verb; for Mark and Claim the record of a first grant,
+-- KEYS     the key of each operation, or its hash; several may have the same
+-- ARGV     of each operation: the verb; for Mark and Claim the record of a first grant,
 --          for Complete, Release and Renew the token (owner and fence); the ttl in
---          milliseconds; the lease and window (10 bytes) that a settled record shall have
+--          milliseconds; the lease and window (10 bytes) that a settled record shall have;
+--          in a hash, its field
 -- returns  four of each operation: the outcome, the record that stands there now, what
 --          remains of it and what is left of its lease, in milliseconds
 --
--- Only what is left of the key's expiry is asked of the clock: how long ago a record was
+-- Only what is left of a record's expiry is asked of the clock: how long ago it was
 -- written is its window less that. The layout of a record is in package record.
 
 local MARK, CLAIM, COMPLETE, RELEASE, RENEW, LOOKUP, FORGET = '1', '2', '3', '4', '5', '6', '7'
 local MARKED, CLAIMED, COMPLETED, RELEASED = 1, 2, 3, 4
 local GRANTED, SEEN, HELD, MISMATCH, STALE, ABSENT = 1, 2, 3, 4, 5, 6
--- No outcomes: the value is no record, or would never expire, or is a list or the like.
-local NOT_A_RECORD, WITHOUT_EXPIRY, NOT_A_STRING = -1, -2, -3
+-- No outcomes: the value is no record, or would never expire, or is of another type.
+local NOT_A_RECORD, WITHOUT_EXPIRY, OTHER_TYPE = -1, -2, -3
 
 local VERSION = 16
 local NO_FENCE = string.rep('\0', 8)
@@ -83,25 +85,25 @@ local function refuse(old, mine, digest, remaining)
   return outcome, left
 end
 
-local function put(key, value, ttl)
-  redis.call('SET', key, value, 'PX', ttl)
+local function put(op, value, ttl)
+  write(op, value, ttl)
   return GRANTED, value, 0, 0
 end
 
 -- again grants what was granted before. It writes the record once more as it is: then the
 -- replication of this call, for which the caller may wait, is that of the record.
-local function again(key, value, remaining)
-  redis.call('SET', key, value, 'KEEPTTL')
+local function again(op, value, remaining)
+  rewrite(op, value)
   return GRANTED, value, remaining, 0
 end
 
-local function acquire(key, verb, old, value, remaining, new, ttl)
+local function acquire(op, verb, old, value, remaining, new, ttl)
   if not old then
-    return put(key, new, ttl)
+    return put(op, new, ttl)
   end
   local mine = old.owner == new:sub(2, 17)
   if verb == MARK and mine and old.state == MARKED then
-    return again(key, value, remaining)
+    return again(op, value, remaining)
   end
   local outcome, left = refuse(old, mine, parse(new).digest, remaining)
   if outcome then
@@ -115,7 +117,7 @@ local function acquire(key, verb, old, value, remaining, new, ttl)
     end
     new = new:sub(1, -19) .. fence .. new:sub(-10)
   end
-  return put(key, new, ttl)
+  return put(op, new, ttl)
 end
 
 local function settled_state(verb)
@@ -129,17 +131,17 @@ end
 
 -- settle_own settles what is most often settled, the asker's own claim, by its bytes alone:
 -- for that it does not matter what is left of its lease.
-local function settle_own(key, verb, value, token, ttl, terms)
+local function settle_own(op, verb, value, token, ttl, terms)
   if value:byte(1) ~= VERSION + CLAIMED or (#value ~= 41 and #value ~= 57) then
     return nil
   end
   if value:sub(2, 17) .. value:sub(-18, -11) ~= token then
     return nil
   end
-  return put(key, string.char(VERSION + settled_state(verb)) .. value:sub(2, -11) .. terms, ttl)
+  return put(op, string.char(VERSION + settled_state(verb)) .. value:sub(2, -11) .. terms, ttl)
 end
 
-local function settle(key, verb, old, value, remaining, token, ttl, terms)
+local function settle(op, verb, old, value, remaining, token, ttl, terms)
   if not old then
     return ABSENT, '', 0, 0
   end
@@ -148,32 +150,38 @@ local function settle(key, verb, old, value, remaining, token, ttl, terms)
   end
   local state = settled_state(verb)
   if old.state == state and verb ~= RENEW then
-    return again(key, value, remaining)
+    return again(op, value, remaining)
   end
   if old.state ~= CLAIMED then
     return STALE, value, remaining, 0
   end
-  return put(key, string.char(VERSION + state) .. value:sub(2, -11) .. terms, ttl)
+  return put(op, string.char(VERSION + state) .. value:sub(2, -11) .. terms, ttl)
 end
 
-local function apply(key, verb, subject, ttl, terms)
+-- unreadable is the answer where the server refuses to read, because of what stands there or else.
+local function unreadable(err)
+  if err.err:find('^WRONGTYPE') then
+    return OTHER_TYPE, '', 0, 0
+  end
+  error(err)
+end
+
+local function apply(op, verb, subject, ttl, terms)
   if verb == FORGET then
-    if redis.call('DEL', key) == 0 then
-      return ABSENT, '', 0, 0
+    local removed = remove(op)
+    if type(removed) == 'table' then
+      return unreadable(removed)
     end
-    return GRANTED, '', 0, 0
+    return removed and GRANTED or ABSENT, '', 0, 0
   end
   local old, remaining = nil, 0
-  local value = redis.pcall('GET', key)
+  local value = read(op)
   if type(value) == 'table' then
-    if value.err:find('^WRONGTYPE') then
-      return NOT_A_STRING, '', 0, 0
-    end
-    error(value)
+    return unreadable(value)
   end
   if value then
     if verb == COMPLETE or verb == RELEASE or verb == RENEW then
-      local outcome, new = settle_own(key, verb, value, subject, ttl, terms)
+      local outcome, new = settle_own(op, verb, value, subject, ttl, terms)
       if outcome then
         return outcome, new, 0, 0
       end
@@ -182,16 +190,16 @@ local function apply(key, verb, subject, ttl, terms)
     if not old then
       return NOT_A_RECORD, value, 0, 0
     end
-    remaining = redis.call('PTTL', key)
+    remaining = left(op)
     if remaining < 0 then
       return WITHOUT_EXPIRY, value, 0, 0
     end
   end
   if verb == MARK or verb == CLAIM then
-    return acquire(key, verb, old, value, remaining, subject, ttl)
+    return acquire(op, verb, old, value, remaining, subject, ttl)
   end
   if verb ~= LOOKUP then
-    return settle(key, verb, old, value, remaining, subject, ttl, terms)
+    return settle(op, verb, old, value, remaining, subject, ttl, terms)
   end
   if not old then
     return ABSENT, '', 0, 0
@@ -200,9 +208,9 @@ local function apply(key, verb, subject, ttl, terms)
 end
 
 local results = {}
-for i = 1, #KEYS do
-  local at = 4 * i - 3
+for op = 1, #KEYS do
+  local at, arg = 4 * op - 3, ARGS * (op - 1)
   results[at], results[at + 1], results[at + 2], results[at + 3] =
-    apply(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+    apply(op, ARGV[arg + 1], ARGV[arg + 2], ARGV[arg + 3], ARGV[arg + 4])
 end
 return results

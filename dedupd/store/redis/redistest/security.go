@@ -35,7 +35,7 @@ func passwordOf(user string) string { return user + "-pw" }
 
 // Permissions are what dedupd's user needs on the keys of its prefix, as the documentation has them.
 const Permissions = "+set +get +pttl +del +eval +evalsha +time +ping +info " +
-	"+hget +hset +hdel +hlen +hscan +pexpire" // of keyFormat Dense
+	"+hget +hset +hdel +hlen +hscan +pexpire" // of keyFormat Compact and Dense
 
 // ClusterPermissions are what it needs besides in a cluster, SentinelPermissions what it needs of
 // sentinels instead, on all channels.
