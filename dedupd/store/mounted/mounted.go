@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
@@ -36,16 +37,24 @@ func (e *Error) Error() string { return fmt.Sprintf("%s %s: %s", e.Field, e.Name
 // CredentialsField is the field that names the Secret with the username and password.
 func (s Secrets) CredentialsField() string { return s.Field + ".credentialsSecretRef" }
 
-// Text is the value of a key of the credentials' Secret. A Secret made from a file mostly ends
-// in a line feed that is not meant.
-func (s Secrets) Text(ref *v1alpha1.SecretRef, key string) (string, error) {
-	data, err := s.read(s.CredentialsField(), ref, key)
-	return strings.TrimRight(string(data), "\r\n"), err
+// Credentials are the username and password of the credentials' Secret. A key that is optional
+// may be missing, and is empty then. A Secret made from a file mostly ends in a line feed that is
+// not meant.
+func (s Secrets) Credentials(ref *v1alpha1.SecretRef, optional ...string) (username, password string, err error) {
+	keys := slices.DeleteFunc([]string{"username", "password"}, func(key string) bool {
+		return slices.Contains(optional, key) && !s.has(ref, key)
+	})
+	read, err := s.read(s.CredentialsField(), ref, keys...)
+	if err != nil {
+		return "", "", err
+	}
+	trim := func(key string) string { return strings.TrimRight(string(read[key]), "\r\n") }
+	return trim("username"), trim("password"), nil
 }
 
-// Has says whether the credentials' Secret has a key.
-func (s Secrets) Has(ref *v1alpha1.SecretRef, key string) bool {
-	_, err := fs.Stat(os.DirFS(s.Dir), ref.Name+"/"+key)
+// has says whether a Secret has a key at all.
+func (s Secrets) has(ref *v1alpha1.SecretRef, key string) bool {
+	_, err := os.Stat(filepath.Join(s.Dir, ref.Name, key))
 	return !os.IsNotExist(err)
 }
 
@@ -58,26 +67,22 @@ func (s Secrets) TLS(spec *v1alpha1.StoreTLS, host string) (*tls.Config, error) 
 	}
 	if ref := spec.CASecretRef; ref != nil {
 		field := s.Field + ".tls.caSecretRef"
-		pem, err := s.read(field, ref, "ca.crt")
+		read, err := s.read(field, ref, "ca.crt")
 		if err != nil {
 			return nil, err
 		}
 		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
+		if !config.RootCAs.AppendCertsFromPEM(read["ca.crt"]) {
 			return nil, &Error{Field: field, Name: ref.Name, Reason: "key ca.crt holds no certificate in PEM form"}
 		}
 	}
 	if ref := spec.ClientSecretRef; ref != nil {
 		field := s.Field + ".tls.clientSecretRef"
-		cert, err := s.read(field, ref, "tls.crt")
+		read, err := s.read(field, ref, "tls.crt", "tls.key")
 		if err != nil {
 			return nil, err
 		}
-		key, err := s.read(field, ref, "tls.key")
-		if err != nil {
-			return nil, err
-		}
-		pair, err := tls.X509KeyPair(cert, key)
+		pair, err := tls.X509KeyPair(read["tls.crt"], read["tls.key"])
 		if err != nil {
 			return nil, &Error{Field: field, Name: ref.Name, Reason: "keys tls.crt and tls.key are no pair in PEM form: " + err.Error()}
 		}
@@ -86,17 +91,39 @@ func (s Secrets) TLS(spec *v1alpha1.StoreTLS, host string) (*tls.Config, error) 
 	return config, nil
 }
 
-// read reads a key of a Secret.
-func (s Secrets) read(field string, ref *v1alpha1.SecretRef, key string) ([]byte, error) {
-	data, err := fs.ReadFile(os.DirFS(s.Dir), ref.Name+"/"+key)
-	switch {
-	case os.IsNotExist(err):
-		return nil, &Error{Field: field, Name: ref.Name, Reason: fmt.Sprintf("key %s is not there: want the file %s",
-			key, filepath.Join(s.Dir, ref.Name, key))}
-	case err != nil:
-		return nil, &Error{Field: field, Name: ref.Name, Reason: fmt.Sprintf("key %s: %v", key, err)}
-	case len(data) == 0:
-		return nil, &Error{Field: field, Name: ref.Name, Reason: fmt.Sprintf("key %s is empty", key)}
+// versionLink is what a mounted Secret's files are links into. The kubelet replaces it, and so all
+// keys at once.
+const versionLink = "..data"
+
+// read reads keys of a Secret, all of one version of it: a new certificate with the old key
+// would be no pair.
+func (s Secrets) read(field string, ref *v1alpha1.SecretRef, keys ...string) (map[string][]byte, error) {
+	folder := filepath.Join(s.Dir, ref.Name)
+	for {
+		version, _ := os.Readlink(filepath.Join(folder, versionLink)) // none: plain files
+		read := make(map[string][]byte, len(keys))
+		var failed error
+		for _, key := range keys {
+			data, err := fs.ReadFile(os.DirFS(filepath.Join(folder, version)), key)
+			switch {
+			case os.IsNotExist(err):
+				err = fmt.Errorf("key %s is not there: want the file %s", key, filepath.Join(folder, key))
+			case err != nil:
+				err = fmt.Errorf("key %s: %w", key, err)
+			case len(data) == 0:
+				err = fmt.Errorf("key %s is empty", key)
+			}
+			if err != nil && failed == nil {
+				failed = err
+			}
+			read[key] = data
+		}
+		if now, _ := os.Readlink(filepath.Join(folder, versionLink)); now != version {
+			continue // replaced meanwhile
+		}
+		if failed != nil {
+			return nil, &Error{Field: field, Name: ref.Name, Reason: failed.Error()}
+		}
+		return read, nil
 	}
-	return data, nil
 }

@@ -14,6 +14,7 @@ import (
 
 // batch is a batch of new messages.
 func batch(b *testing.B, n int, verb store.Verb) (ops []store.Op, renew func(round int)) {
+	b.Helper()
 	ops = make([]store.Op, n)
 	return ops, func(round int) {
 		for i := range ops {

@@ -189,8 +189,8 @@ func (s *server) refused(err error, answer *pgconn.PgError) string {
 // forbidden says which permission is missing, and how it is granted.
 func (s *server) forbidden(err error, said string) string {
 	schema, database := s.spec.Schema, s.spec.Database
-	user, nameErr := s.secrets.Text(&s.spec.CredentialsSecretRef, "username")
-	if nameErr != nil {
+	user, _, unread := s.secrets.Credentials(&s.spec.CredentialsSecretRef, "password")
+	if unread != nil {
 		user = "the user"
 	}
 	var step *schemaError

@@ -111,17 +111,13 @@ func (s *server) prepare(_ context.Context, c *pgx.ConnConfig) error {
 	return err
 }
 
-func (s *server) authenticate(c *pgx.ConnConfig) error {
-	ref := &s.spec.CredentialsSecretRef
-	user, err := s.secrets.Text(ref, "username")
-	if err != nil {
-		return err
+func (s *server) authenticate(c *pgx.ConnConfig) (err error) {
+	var optional []string
+	if s.spec.TLS != nil && s.spec.TLS.ClientSecretRef != nil {
+		// The certificate may be all that the server asks for; if not, it says so.
+		optional = []string{"password"}
 	}
-	c.User = user
-	if s.spec.TLS != nil && s.spec.TLS.ClientSecretRef != nil && !s.secrets.Has(ref, "password") {
-		return nil // The client certificate is all that the server asks for, or it says so.
-	}
-	c.Password, err = s.secrets.Text(ref, "password")
+	c.User, c.Password, err = s.secrets.Credentials(&s.spec.CredentialsSecretRef, optional...)
 	return err
 }
 
