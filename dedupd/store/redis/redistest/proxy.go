@@ -149,8 +149,8 @@ func (c *conn) forward() {
 	requests := bufio.NewReader(c.client)
 	for {
 		raw, args, err := readValue(requests, nil, nil)
-		if err != nil {
-			return
+		if err != nil || len(args) == 0 {
+			return // or a stranger's, who takes this port for that of a server which has ended
 		}
 		fate := c.proxy.fate(func(p *Proxy) Rule { return p.before }, args)
 		time.Sleep(fate.Delay)
