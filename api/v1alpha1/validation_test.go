@@ -168,6 +168,8 @@ var keyCases = map[string]validationCase{
 }
 
 var storeCases = map[string]validationCase{
+	"a near cache":                   {create: []change{set("spec.nearCache", "{maxEntries: 1000, maxAge: 10m}")}},
+	"a near cache for ever":          {create: []change{set("spec.nearCache", "{maxAge: 11m}")}, want: "nearCache.maxAge: between 100ms and 10m"},
 	"no store":                       {create: []change{set("spec.store", "{}")}, want: oneStore},
 	"two stores":                     {create: []change{set("spec.store.memory", "{}")}, want: oneStore},
 	"postgres":                       {create: []change{postgres}},
