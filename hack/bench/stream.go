@@ -2,102 +2,60 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
-	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
+	"github.com/dedupd/dedup-operator/dedupd/client"
 )
 
-// stream is one stream that many callers share, each with one message at a time.
+// stream is one gRPC stream that many callers share, each with one message at a time, by way of
+// the client library: what a Go consumer has.
 func stream(addr, policy string, callers int) load {
-	s := &sharedStream{addr: addr}
-	return load{callers: callers, caller: func(n int) (func(context.Context) (int, error), func(), error) {
-		answers, err := s.join(n, callers)
+	var (
+		mu     sync.Mutex
+		users  int // of the stream
+		shared *client.Stream
+		stop   func()
+	)
+	join := func() (*client.Stream, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if users == 0 {
+			c, err := client.New(client.Config{Target: addr, Policy: policy, Consumer: consumer})
+			if err != nil {
+				return nil, err
+			}
+			s := c.Stream()
+			shared, stop = s, func() {
+				s.Close()
+				_ = c.Close()
+			}
+		}
+		users++
+		return shared, nil
+	}
+	leave := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if users--; users == 0 {
+			stop()
+		}
+	}
+	return load{callers: callers, caller: func(int) (func(context.Context) (int, error), func(), error) {
+		s, err := join()
 		if err != nil {
 			return nil, nil, err
 		}
-		check := &pb.CheckRequest{Policy: policy, Consumer: consumer, Message: newMessage()}
-		request := &pb.CheckStreamRequest{Id: uint64(n), Request: &pb.CheckStreamRequest_Check{Check: check}}
 		turn := func(ctx context.Context) (int, error) {
-			check.Attempt = newID()
-			check.Message.Headers["message-id"] = newID()
-			if err := s.send(request); err != nil {
-				return 0, err
+			// The library may still send what it was given when a try of it has ended, so each
+			// message is another.
+			answer, err := s.Check(ctx, client.Message{Headers: map[string]string{"message-id": newID()}, Body: []byte(payload)})
+			if err == nil && answer.Decision != client.Fresh {
+				err = errors.New("a message that has not been sent before is " + fmt.Sprint(answer.Decision))
 			}
-			select {
-			case response, open := <-answers:
-				if !open {
-					return 0, s.err
-				}
-				if e := response.GetError(); e != nil {
-					return 0, fmt.Errorf("%s: %s", e.GetCode(), e.GetMessage())
-				}
-				return 1, want(pb.Decision_DECISION_FRESH, response.GetAnswer())
-			case <-ctx.Done():
-				return 0, ctx.Err()
-			}
+			return 1, err
 		}
-		return turn, func() { s.leave(n) }, nil
+		return turn, leave, nil
 	}}
-}
-
-// sharedStream is opened by the first caller and closed by the last. Callers of one run join
-// one after another.
-type sharedStream struct {
-	addr string
-
-	mu      sync.Mutex // one sends at a time
-	client  pb.DedupService_CheckStreamClient
-	close   func()
-	answers []chan *pb.CheckStreamResponse // by caller, who is the id of its request
-	err     error                          // why answers were closed, to be read after they were
-}
-
-func (s *sharedStream) join(n, callers int) (<-chan *pb.CheckStreamResponse, error) {
-	if n == 0 {
-		conn, err := dial(s.addr)
-		if err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		s.close = func() {
-			cancel()
-			_ = conn.Close()
-		}
-		if s.client, err = pb.NewDedupServiceClient(conn).CheckStream(ctx); err != nil {
-			return nil, err
-		}
-		s.answers = make([]chan *pb.CheckStreamResponse, callers)
-		for i := range s.answers {
-			s.answers[i] = make(chan *pb.CheckStreamResponse, 1)
-		}
-		go s.receive(s.client, s.answers)
-	}
-	return s.answers[n], nil
-}
-
-func (s *sharedStream) leave(n int) {
-	if n == 0 {
-		s.close()
-	}
-}
-
-func (s *sharedStream) send(request *pb.CheckStreamRequest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.client.Send(request)
-}
-
-func (s *sharedStream) receive(client pb.DedupService_CheckStreamClient, answers []chan *pb.CheckStreamResponse) {
-	for {
-		response, err := client.Recv()
-		if err != nil {
-			s.err = err
-			for _, a := range answers {
-				close(a)
-			}
-			return
-		}
-		answers[response.GetId()] <- response
-	}
 }
