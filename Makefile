@@ -106,7 +106,7 @@ generate: $(BIN)/controller-gen $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-ge
 	cd dedupd/proto && PATH=$(BIN):$$PATH $(BIN)/buf generate
 
 # A chart cannot reach out of its folder, so it has copies.
-CHARTED := $(addprefix rbac/,role.yaml deduppolicy_edit_role.yaml deduppolicy_view_role.yaml) \
+CHARTED := $(addprefix rbac/,role.yaml pod_guard.yaml deduppolicy_edit_role.yaml deduppolicy_view_role.yaml) \
 	$(addprefix admission-policy/,connect.yaml guard.yaml) $(addprefix monitoring/,alerts.yaml service_monitors.yaml dashboard.json)
 
 .PHONY: manifests

@@ -63,7 +63,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	}
 	seen.configHash, seen.replicas, seen.rolling = in.ConfigHash, in.Replicas(), rolling
 	judge(p, seen, r.Clock.Now())
-	return reconcile.Result{RequeueAfter: r.lookAgain(p)}, r.publish(ctx, before, p)
+	again := r.lookAgain(p)
+	if err := errors.Join(r.publish(ctx, before, p), r.nudge(ctx, p, seen)); err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{RequeueAfter: again}, nil
 }
 
 // applyAll writes the children that are not as they should be, and says whether the Deployment

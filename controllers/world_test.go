@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/retry"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -98,6 +99,10 @@ func (w *world) counting() interceptor.Funcs {
 		Delete: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.DeleteOption) error {
 			wrote("delete %T", object)
 			return c.Delete(ctx, object, o...)
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, object client.Object, p client.Patch, o ...client.PatchOption) error {
+			wrote("patch %T %s", object, object.GetName())
+			return c.Patch(ctx, object, p, o...)
 		},
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, object client.Object, p client.Patch, o ...client.SubResourcePatchOption) error {
 			wrote("patch %s", sub)
@@ -224,13 +229,16 @@ func (w *world) roll(names ...string) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: d.Spec.Template.Labels},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "dedupd", Image: "dedupd"}}},
 		}
-		if err := k8s.Create(ctx, pod); err != nil {
-			must(w, client.IgnoreAlreadyExists(err))
-			must(w, k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod))
-		}
-		pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, fmt.Sprintf("127.0.1.%d", i+1)
-		pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
-		must(w, k8s.Status().Update(ctx, pod))
+		must(w, client.IgnoreAlreadyExists(k8s.Create(ctx, pod)))
+		// The operator may touch the pod meanwhile.
+		must(w, retry.RetryOnConflict(retry.DefaultRetry, func() error {
+			if err := k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+				return err
+			}
+			pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, fmt.Sprintf("127.0.1.%d", i+1)
+			pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
+			return k8s.Status().Update(ctx, pod)
+		}))
 		w.pods.set(address(i), w.well())
 	}
 }

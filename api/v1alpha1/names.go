@@ -30,6 +30,9 @@ const (
 	// AnnotationApplied on a child object is the hash of what the operator has applied to it.
 	AnnotationApplied = "dedupd.io/applied-hash"
 
+	// AnnotationNudged on a pod of dedupd is when the operator last asked the kubelet to look at it.
+	AnnotationNudged = "dedupd.io/nudged-at"
+
 	// LabelManagedBy and ManagedBy select the operator's objects in its caches.
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	ManagedBy      = "dedup-operator"
