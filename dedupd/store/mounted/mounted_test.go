@@ -77,7 +77,7 @@ func TestWhatIsWrongWithASecretIsSaid(t *testing.T) {
 			t.Errorf("error %v, want one that says %q", err, want)
 		}
 	}
-	says("store.postgres.credentialsSecretRef creds: key username is not there: want the file "+dir)
+	says("store.postgres.credentialsSecretRef creds: key username is not there: want the file " + dir)
 	version(t, dir, "..1", map[string]string{"username": "joe"})
 	says("key password is not there")
 	says("", "password")

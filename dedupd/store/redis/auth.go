@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,8 +19,6 @@ import (
 //
 // Waiting is for what changes. Once the same credentials have been refused for as long as patience, calls
 // fail at once, until the file is another.
-
-const credentialsField = "store.redis.credentialsSecretRef" // #nosec G101 -- a field's name
 
 const (
 	// recheck is how often the file is read while credentials are refused.
@@ -42,18 +39,8 @@ type credentials struct{ username, password string }
 
 // credentials reads what the Secret holds now.
 func (s *server) credentials() (credentials, error) {
-	ref := s.spec.CredentialsSecretRef
-	keys := []string{"password"}
-	if s.has(ref, "username") {
-		keys = append(keys, "username")
-	}
-	read, err := s.secret(credentialsField, ref, keys...)
-	if err != nil {
-		return credentials{}, err
-	}
-	// A Secret made from a file mostly ends in a line feed that is not meant.
-	trim := func(b []byte) string { return strings.TrimRight(string(b), "\r\n") }
-	return credentials{trim(read["username"]), trim(read["password"])}, nil
+	username, password, err := s.secrets.Credentials(s.spec.CredentialsSecretRef, "username")
+	return credentials{username, password}, err
 }
 
 // auth is the command that shows credentials.

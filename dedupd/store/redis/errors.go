@@ -16,6 +16,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/mounted"
 )
 
 // problem is an error in the words of the one who wrote the policy: the field, its value and
@@ -64,7 +65,7 @@ func (s *server) at(addr, what string) string {
 }
 
 func (s *server) unavailable(err error) string {
-	var secret *secretError
+	var secret *mounted.Error
 	if errors.As(err, &secret) {
 		return secret.Error()
 	}
@@ -199,9 +200,9 @@ func (s *server) refused(err error) string {
 	case redis.IsAuthError(err) && ref == nil:
 		return "store.redis.credentialsSecretRef: not set, but the server wants a password: name a Secret with the key password, and username if it has users"
 	case redis.IsAuthError(err):
-		return fmt.Sprintf("%s %s: the server does not accept this username and password: correct the Secret, it is read again for the next connection", credentialsField, ref.Name)
+		return fmt.Sprintf("%s %s: the server does not accept this username and password: correct the Secret, it is read again for the next connection", s.secrets.CredentialsField(), ref.Name)
 	case redis.HasErrorPrefix(err, "AUTH "):
-		return fmt.Sprintf("%s: the server has no password: remove it", credentialsField)
+		return fmt.Sprintf("%s: the server has no password: remove it", s.secrets.CredentialsField())
 	}
 	return s.at("", reply(err))
 }

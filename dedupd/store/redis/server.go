@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,17 +11,18 @@ import (
 	"time"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/store/mounted"
 )
 
 // server is how the server is reached: addresses, TLS and credentials. Every file is read
 // when a connection is made, so that what was rotated is in use from the next connection on,
 // and within connectionLife everywhere.
 type server struct {
-	spec       v1alpha1.RedisStore
-	secretsDir string
-	timeout    time.Duration
-	now        func() time.Time
-	log        *slog.Logger
+	spec    v1alpha1.RedisStore
+	secrets mounted.Secrets
+	timeout time.Duration
+	now     func() time.Time
+	log     *slog.Logger
 
 	// lastDial is why no connection could be made, until one is made. A call that waits for a
 	// connection ends at its deadline, and this says what it waited for.
@@ -33,7 +33,10 @@ type server struct {
 }
 
 func newServer(o Options) *server {
-	return &server{spec: o.Spec, secretsDir: o.SecretsDir, timeout: o.Timeout, now: o.Now, log: o.Log}
+	return &server{
+		spec: o.Spec, timeout: o.Timeout, now: o.Now, log: o.Log,
+		secrets: mounted.Secrets{Dir: o.SecretsDir, Field: "store.redis"},
+	}
 }
 
 // dialError is why there is no connection to an address.
@@ -63,7 +66,11 @@ func (s *server) connect(ctx context.Context, network, addr string) (net.Conn, e
 	if s.spec.TLS == nil {
 		return dialer.DialContext(ctx, network, addr)
 	}
-	config, err := s.tlsConfig(addr)
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	config, err := s.secrets.TLS(s.spec.TLS, host)
 	if err != nil {
 		return nil, err
 	}
@@ -84,38 +91,3 @@ func (s *server) connect(ctx context.Context, network, addr string) (net.Conn, e
 }
 
 var errHandshake = errors.New("TLS handshake")
-
-func (s *server) tlsConfig(addr string) (*tls.Config, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: s.spec.TLS.ServerName}
-	if config.ServerName == "" {
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			return nil, err
-		}
-		config.ServerName = host
-	}
-	if ref := s.spec.TLS.CASecretRef; ref != nil {
-		const field = "store.redis.tls.caSecretRef"
-		read, err := s.secret(field, ref, "ca.crt")
-		if err != nil {
-			return nil, err
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(read["ca.crt"]) {
-			return nil, &secretError{field: field, name: ref.Name, reason: "key ca.crt holds no certificate in PEM form"}
-		}
-	}
-	if ref := s.spec.TLS.ClientSecretRef; ref != nil {
-		const field = "store.redis.tls.clientSecretRef"
-		read, err := s.secret(field, ref, "tls.crt", "tls.key")
-		if err != nil {
-			return nil, err
-		}
-		pair, err := tls.X509KeyPair(read["tls.crt"], read["tls.key"])
-		if err != nil {
-			return nil, &secretError{field: field, name: ref.Name, reason: "keys tls.crt and tls.key are no pair in PEM form: " + err.Error()}
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
-}
