@@ -179,6 +179,9 @@ func (r *run) random(random *rand.Rand, attempt string, seen map[string]record.T
 	if token, ok := seen[op.Key]; ok && (verb != store.Mark && verb != store.Claim || random.IntN(4) == 0) {
 		op.Token = token
 	}
+	if !r.MarksOnly && random.IntN(3) == 0 {
+		op.Digest = record.DigestOf([]byte{byte(random.IntN(2))})
+	}
 	return op
 }
 
