@@ -14,7 +14,7 @@ import (
 // acknowledged is lost, not even when the server is killed afterwards.
 func TestTheDiskIsFull(t *testing.T) {
 	t.Parallel()
-	l := startLoad(t, redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec"))
+	l := startLoad(t, redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec"), "")
 	l.reach(t, 150)
 	l.server.LimitFiles(uint64(appendOnlySize(t, l.server.Dir)))
 	l.refused(20, "cannot save to its disk")

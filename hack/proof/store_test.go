@@ -10,6 +10,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"github.com/dedupd/dedup-operator/dedupd/client"
 	"github.com/dedupd/dedup-operator/dedupd/store/faulttest"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
@@ -25,10 +26,11 @@ type load struct {
 
 // startLoad starts two replicas on a server, consumers that take the first error for an
 // answer, and a flow of messages.
-func startLoad(t *testing.T, server *redistest.Server) *load {
+// more is more of the policy, flags are dedupd's.
+func startLoad(t *testing.T, server *redistest.Server, more string, flags ...string) *load {
 	t.Helper()
-	policy := manifest(modeClaim, standalone(server.Addr))
-	one, two := startReplica(t, policy), startReplica(t, policy)
+	policy := manifest(modeClaim, standalone(server.Addr)) + more
+	one, two := startReplica(t, policy, flags...), startReplica(t, policy, flags...)
 	l := &load{queue: newQueue(modeClaim, faulttest.Seed(t)), t: t, server: server, access: impatient(one, two)}
 	l.stop = l.flow()
 	l.consumers(t, 8, l.access)
@@ -56,7 +58,7 @@ func (l *load) end() {
 // duplicate of what is not there any more.
 func TestEverythingIsFlushedUnderLoad(t *testing.T) {
 	t.Parallel()
-	l := startLoad(t, redistest.Start(t))
+	l := startLoad(t, redistest.Start(t), "")
 	type flush struct{ from, to time.Time }
 	var flushes []flush
 	for range 3 {
@@ -90,7 +92,7 @@ func untiringly(a access) access {
 // remembered stays so.
 func TestTheMemoryIsFull(t *testing.T) {
 	t.Parallel()
-	l := startLoad(t, redistest.Start(t, "--maxmemory-policy", "noeviction"))
+	l := startLoad(t, redistest.Start(t, "--maxmemory-policy", "noeviction"), "")
 	for range 2 {
 		l.reach(t, 100)
 		l.server.Must("config", "set", "maxmemory", "1mb")
@@ -103,13 +105,28 @@ func TestTheMemoryIsFull(t *testing.T) {
 	l.mustHold(t, nil)
 }
 
+// The server does not answer, and the policy says that messages may pass then. They do, and
+// those that were checked are held to everything all the same.
+func TestTheServerStallsAndThePolicyFailsOpen(t *testing.T) {
+	t.Parallel()
+	l := startLoad(t, redistest.Start(t), "  onStoreFailure: FailOpen\n", "--store-timeout", "100ms")
+	unchecked := func(a *attempt) bool { return a.decision == client.Unchecked }
+	l.reach(t, 100)
+	l.server.Pause()
+	redistest.Eventually(t, "messages pass unchecked", func() bool { return l.count(unchecked) >= 20 })
+	l.server.Resume()
+	l.reach(t, 100)
+	l.end()
+	l.mustHold(t, nil)
+}
+
 // The server evicts records before their time. Their messages are granted again; no other's
 // are, and none is lost.
 func TestRecordsAreEvicted(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--maxmemory-policy", "volatile-lru", "--notify-keyspace-events", "Ee")
 	evicted := watchEvictions(t, server)
-	l := startLoad(t, server)
+	l := startLoad(t, server, "")
 	l.reach(t, 300)
 	// Others fill what memory there is.
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr})

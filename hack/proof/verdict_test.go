@@ -102,12 +102,12 @@ func (h *history) duplicates(attempts []*attempt, lossy bool) []violation {
 func (b *attempt) mayHaveFinished(m mode, lossy bool, a *attempt) bool {
 	if m == modeMark {
 		// Not one that was told that somebody else had: it has marked nothing.
-		marked := b.decision == client.Fresh || b.decision == ""
+		marked := b.decision == client.Fresh || b.decision == client.Unchecked || b.decision == ""
 		return b != a && marked && b.called.Before(a.answered)
 	}
 	// A completion that was refused has done nothing, unless its first try had, and then the
 	// store forgot.
-	return !b.completing.IsZero() && b.completing.Before(a.answered) && (!b.refused || lossy)
+	return b.granted() && !b.completing.IsZero() && b.completing.Before(a.answered) && (!b.refused || lossy)
 }
 
 // pair is G2 and G3 for two attempts on one key. It returns the moments between which the store
