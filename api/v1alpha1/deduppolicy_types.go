@@ -373,7 +373,7 @@ type StoreSpec struct {
 	// +optional
 	Redis *RedisStore `json:"redis,omitempty"`
 
-	// A PostgreSQL server (13 or newer): nothing that it acknowledged is lost at a restart.
+	// A PostgreSQL server (14 or newer): nothing that it acknowledged is lost at a restart.
 	// +optional
 	Postgres *PostgresStore `json:"postgres,omitempty"`
 
