@@ -82,6 +82,10 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	if o.soak > 0 {
 		return soak(ctx, s, o, out)
 	}
+	before, err := loadAverage()
+	if err != nil {
+		return err
+	}
 	found, err := measureAll(ctx, s, o, out)
 	if err != nil {
 		return err
@@ -89,7 +93,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	if o.docs == "" {
 		return nil
 	}
-	where, err := machine(ctx, s)
+	where, err := machine(ctx, s, before)
 	if err != nil {
 		return err
 	}

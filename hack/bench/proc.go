@@ -46,3 +46,10 @@ func resident(pid int) (int64, error) {
 	}
 	return kib << 10, nil
 }
+
+// loadAverage is how many tasks wanted a processor in the last minute.
+func loadAverage() (string, error) {
+	text, err := os.ReadFile("/proc/loadavg")
+	average, _, _ := strings.Cut(string(text), " ")
+	return average, err
+}

@@ -104,7 +104,7 @@ Processor time per message, in µs, and the ratio of what %d cores would have ti
 }
 
 // machine says where the figures come from.
-func machine(ctx context.Context, s *stand) (string, error) {
+func machine(ctx context.Context, s *stand, busy string) (string, error) {
 	store, err := s.startRedis(ctx)
 	if err != nil {
 		return "", err
@@ -114,8 +114,8 @@ func machine(ctx context.Context, s *stand) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("Measured on %s: %d cores for Redis, dedupd and the load together, %s, Redis %s.",
-		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), info["Server"]["redis_version"]), nil
+	return fmt.Sprintf("Measured on %s: %d cores for Redis, dedupd and the load together, %s, Redis %s. The load average before it began, of other work on the machine, was %s.",
+		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), info["Server"]["redis_version"], busy), nil
 }
 
 // rewrite puts text between the marks of that name in a document, and leaves the rest of it as it is.
