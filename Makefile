@@ -52,6 +52,7 @@ test: lint verify test-go test-manifests fuzz ## Set up what the tests need and 
 test-go: ## Run the tests alone: unit, envtest, real Redis, the demo.
 	@assets=$$(hack/setup.sh) && servers=$$(hack/servers.sh) && export KUBEBUILDER_ASSETS=$$assets DEDUP_TEST_SERVERS=$$servers && \
 		echo "test-go: control plane in $$assets, servers in $$servers" && go test $(RACE) -timeout 15m ./...
+	@go -C hack/cluster test . ./images
 
 .PHONY: test-manifests
 test-manifests: ## Test chart, alerts, dashboard and health script with the libraries that read them.
@@ -92,7 +93,7 @@ cluster-programs:
 
 .PHONY: cluster-up
 cluster-up: cluster-programs ## Start a real single-node Kubernetes on this machine (root, Linux).
-	@assets=$$(hack/setup.sh) && node=$$(hack/setup.sh node) && KUBEBUILDER_ASSETS=$$assets CLUSTER_NODE=$$node $(CLUSTER)/cluster up
+	@$(CLUSTER)/cluster check && assets=$$(hack/setup.sh) && node=$$(hack/setup.sh node) && KUBEBUILDER_ASSETS=$$assets CLUSTER_NODE=$$node $(CLUSTER)/cluster up
 
 .PHONY: cluster-down
 cluster-down: cluster-programs ## Stop it and remove every trace of it.

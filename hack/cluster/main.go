@@ -20,6 +20,7 @@ import (
 const usage = `cluster is a real single-node Kubernetes on this machine.
 
   cluster up              start it; prints where its kubeconfig is
+  cluster check           say whether it is worth while to prepare for that
   cluster down            stop it and remove every trace of it
   cluster load FILE...    import images, as written by image, beside this program
   cluster value NAME      print kubeconfig, host (an address of this machine that pods reach) or folder
@@ -55,6 +56,8 @@ func run(ctx context.Context, args []string) error {
 	switch command := flags.Arg(0); {
 	case command == "up" && flags.NArg() == 1:
 		return up(ctx, folder)
+	case command == "check" && flags.NArg() == 1:
+		return check()
 	case command == "down" && flags.NArg() == 1:
 		return down(folder)
 	case command == "load" && flags.NArg() > 1:
@@ -63,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 		return printValue(folder, flags.Arg(1))
 	}
 	flags.Usage()
-	return errors.New("want up, down, load FILE or value NAME")
+	return errors.New("want up, check, down, load FILE or value NAME")
 }
 
 func printValue(folder, name string) error {

@@ -12,8 +12,10 @@ import (
 
 const otherwise = "On another cluster, such as kind's, the same tests run with: make e2e KUBECONFIG=/path/to/kubeconfig"
 
-// requirements says all that this machine lacks, in one error.
-func requirements() error {
+// check says early, before anything is built or installed, that it would be in vain.
+func check() error { return inWords(cannotBeInstalled()) }
+
+func cannotBeInstalled() []string {
 	var lacks []string
 	if runtime.GOOS != "linux" {
 		lacks = append(lacks, "Linux: this is "+runtime.GOOS)
@@ -21,6 +23,12 @@ func requirements() error {
 	if os.Geteuid() != 0 {
 		lacks = append(lacks, "root: namespaces, cgroups and interfaces are made")
 	}
+	return lacks
+}
+
+// requirements says all that this machine lacks, in one error.
+func requirements() error {
+	lacks := cannotBeInstalled()
 	for program, its := range map[string]string{
 		"containerd": "containerd", "ctr": "containerd", "runc": "runc", "ip": "iproute2", "nft": "nftables",
 		"conntrack": "conntrack", "nsenter": "util-linux", "mount": "mount",
@@ -35,6 +43,10 @@ func requirements() error {
 	if len(lacks) == 0 {
 		lacks = kernelLacks()
 	}
+	return inWords(lacks)
+}
+
+func inWords(lacks []string) error {
 	if len(lacks) == 0 {
 		return nil
 	}
