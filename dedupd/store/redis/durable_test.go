@@ -322,17 +322,25 @@ func TestOnStoreFailureDecidesAboutWhatIsNotDurable(t *testing.T) {
 	}
 }
 
-func TestDenseMarksAreDurable(t *testing.T) {
-	top := redistest.Config{}.StartStandalone(t, 1)
-	dense := func() store.Store { return newDense(t, "", 1000, on(top), durably) }
-	eventually(t, "the replica is in step", func() bool { return apply(dense(), op(store.Mark, "k", "a"))[0].Err == nil })
-	top.Servers[1].Pause()
-	for range 2 {
-		if r := apply(dense(), op(store.Mark, "m", "a"))[0]; !errors.Is(r.Err, store.ErrUnavailable) {
-			t.Errorf("%+v while the replica is paused, want an error", r)
-		}
+func TestMarksInSharedHashesAreDurable(t *testing.T) {
+	for _, format := range []v1alpha1.KeyFormat{v1alpha1.KeyCompact, v1alpha1.KeyDense} {
+		t.Run(string(format), func(t *testing.T) {
+			t.Parallel()
+			top := redistest.Config{}.StartStandalone(t, 1)
+			// Each time by a connection of its own, as above.
+			fresh := func() store.Store {
+				return hashed{newStore(t, "", on(top), durably, func(o *redis.Options) { o.Spec.KeyFormat = format })}
+			}
+			eventually(t, "the replica is in step", func() bool { return apply(fresh(), op(store.Mark, "k", "a"))[0].Err == nil })
+			top.Servers[1].Pause()
+			for range 2 {
+				if r := apply(fresh(), op(store.Mark, "m", "a"))[0]; !errors.Is(r.Err, store.ErrUnavailable) {
+					t.Errorf("%+v while the replica is paused, want an error", r)
+				}
+			}
+			top.Servers[1].Resume()
+			eventually(t, "the mark is durable", func() bool { return apply(fresh(), op(store.Mark, "m", "a"))[0].Outcome == store.Granted })
+			want(t, fresh(), []store.Op{op(store.Mark, "m", "b")}, store.Seen)
+		})
 	}
-	top.Servers[1].Resume()
-	eventually(t, "the mark is durable", func() bool { return apply(dense(), op(store.Mark, "m", "a"))[0].Outcome == store.Granted })
-	want(t, dense(), []store.Op{op(store.Mark, "m", "b")}, store.Seen)
 }
