@@ -14,6 +14,8 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/postgres"
+	"github.com/dedupd/dedup-operator/dedupd/store/postgres/postgrestest"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
@@ -69,6 +71,36 @@ func TestTheEstimateIsWhatRedisNeeds(t *testing.T) {
 	}
 }
 
+func TestTheEstimateIsWhatPostgresNeeds(t *testing.T) {
+	server := postgrestest.Start(t)
+	for name, edit := range map[string]*strings.Replacer{
+		"marks":                    strings.NewReplacer(),
+		"claims":                   strings.NewReplacer("ttl: 1h", "ttl: 1h\n  mode: Claim"),
+		"content that is verified": strings.NewReplacer("{header: id}", "{header: id, verifyContent: true}"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			database := server.Database()
+			p := loadOne(t, edit.Replace(strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf(
+				"postgres: {addresses: [%q], database: %s, credentialsSecretRef: {name: pg}}", server.Addr, database), 1)))
+			s, err := postgres.New(postgres.Options{
+				Spec: *p.StoreSpec.Postgres, Timeout: 20 * time.Second,
+				SecretsDir: postgrestest.Secrets(t, map[string]string{"pg/username": "postgres", "pg/password": "unused"}),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			size := newSizing(p)
+			n := fill(t, p, s, size, "id")
+			var used float64
+			server.Value(database, "SELECT sum(pg_total_relation_size(relid))::float8 FROM pg_partition_tree('dedupd.records')", &used)
+			if reckoned := size.postgres / n; reckoned < used/n*0.85 || reckoned > used/n*1.3 {
+				t.Errorf("reckoned %.0f bytes for each message, it needs %.0f", reckoned, used/n)
+			}
+		})
+	}
+}
+
 func TestTheEstimateIsWhatMemoryNeeds(t *testing.T) {
 	p := loadOne(t, headerPolicy)
 	s := memory.New(memory.Options{MaxEntries: math.MaxInt, Now: time.Now})
@@ -102,11 +134,20 @@ func fill(t *testing.T, p *policy.Policy, s store.Store, size *sizing, name stri
 			}
 			requests[i] = engine.Request{Consumer: "billing", Message: key.Message{Headers: headers}}
 		}
+		var done []engine.Settle
 		for _, a := range e.Check(t.Context(), requests) {
 			if a.Decision != engine.Fresh {
 				t.Fatalf("%+v", a)
 			}
 			size.add(a.Key)
+			if a.Token != "" {
+				done = append(done, engine.Settle{Verb: store.Complete, Key: a.Key, Token: a.Token})
+			}
+		}
+		for _, settled := range e.Settle(t.Context(), done) {
+			if settled.Err != nil {
+				t.Fatal(settled.Err)
+			}
 		}
 	}
 	return batches * each
