@@ -83,6 +83,10 @@ soak: ## Put full load on dedupd for SOAK and see that its memory does not grow.
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
 	go run ./hack/bench --dedupd $(BIN)/dedupd --docs docs --soak $(SOAK)
 
+.PHONY: scale
+scale: ## Measure the operator with 1,000 policies against an API server. SCALE=--record records the thresholds.
+	@assets=$$(hack/setup.sh) && KUBEBUILDER_ASSETS=$$assets go run ./hack/scale $(SCALE)
+
 ##@ Real cluster
 
 CLUSTER := $(BIN)/cluster

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
@@ -67,7 +68,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	if err := errors.Join(r.publish(ctx, before, p), r.nudge(ctx, p, seen)); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{RequeueAfter: again}, nil
+	// Whoever looks again waits for those to whom something has happened.
+	low := handler.LowPriority
+	return reconcile.Result{RequeueAfter: again, Priority: &low}, nil
 }
 
 // applyAll writes the children that are not as they should be, and says whether the Deployment

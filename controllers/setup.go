@@ -3,9 +3,14 @@ package controllers
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -16,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	ctrlevent "sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -90,8 +96,11 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 		// A new generation is a new spec; the status is our own.
 		For(&v1alpha1.DedupPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
+	// That a child was made is no news: the operator made it. At the start all of them are new to
+	// the cache, and the policies themselves bring every reconciliation that is due.
+	news := predicate.Funcs{CreateFunc: func(ctrlevent.CreateEvent) bool { return false }}
 	for _, k := range kinds {
-		b = b.Owns(k.empty())
+		b = b.Owns(k.empty(), builder.WithPredicates(news))
 	}
 	return b.Complete(reconcile.AsReconciler(m.GetClient(), r))
 }
@@ -101,25 +110,32 @@ func CacheOptions() cache.Options {
 	ours := labels.SelectorFromSet(labels.Set{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy})
 	byObject := map[client.Object]cache.ByObject{}
 	for _, k := range kinds {
-		byObject[k.empty()] = cache.ByObject{Label: ours, Transform: keepOwnFields}
+		byObject[k.empty()] = cache.ByObject{Label: ours, Transform: slim}
 	}
 	return cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: byObject}
 }
 
-// keepOwnFields strips an object of the record of who set which field, but for the operator's
-// own: that is what the operator compares with what it wants. It is how a field that another
-// changed is found, and why one that the API server defaulted is no difference.
-var keepOwnFields toolscache.TransformFunc = func(in any) (any, error) {
+// slim strips an object of what nobody looks at. Of the record of who set which field the
+// operator's own part is kept: that is how it finds drift, and why it needs no specs.
+var slim toolscache.TransformFunc = func(in any) (any, error) {
 	object, err := meta.Accessor(in)
-	if err != nil || object.GetManagedFields() == nil {
-		return in, nil // such as a DeletedFinalStateUnknown
+	if err != nil {
+		return in, nil // such as a DeletedFinalStateUnknown, which is no object
 	}
-	var own []metav1.ManagedFieldsEntry
-	for _, entry := range object.GetManagedFields() {
-		if isOwn(entry) {
-			own = append(own, entry)
-		}
+	object.SetManagedFields(slices.DeleteFunc(object.GetManagedFields(), func(entry metav1.ManagedFieldsEntry) bool {
+		return !isOwn(entry)
+	}))
+	switch o := in.(type) {
+	case *appsv1.Deployment:
+		o.Spec.Template = corev1.PodTemplateSpec{}
+	case *corev1.Service:
+		o.Spec = corev1.ServiceSpec{}
+	case *networkingv1.NetworkPolicy:
+		o.Spec = networkingv1.NetworkPolicySpec{}
+	case *policyv1.PodDisruptionBudget:
+		o.Spec, o.Status = policyv1.PodDisruptionBudgetSpec{}, policyv1.PodDisruptionBudgetStatus{}
+	case *autoscalingv2.HorizontalPodAutoscaler:
+		o.Spec, o.Status = autoscalingv2.HorizontalPodAutoscalerSpec{}, autoscalingv2.HorizontalPodAutoscalerStatus{}
 	}
-	object.SetManagedFields(own)
 	return in, nil
 }

@@ -23,8 +23,8 @@ func NetworkPolicy(in Input) *networkingv1ac.NetworkPolicyApplyConfiguration {
 		WithPorts(http, grpc)
 	operator := networkingv1ac.NetworkPolicyIngressRule().
 		WithFrom(networkingv1ac.NetworkPolicyPeer().WithNamespaceSelector(metav1ac.LabelSelector().
-			WithMatchLabels(map[string]string{corev1.LabelMetadataName: in.options.OperatorNamespace}))).
-		WithPorts(http, grpc)
+				WithMatchLabels(map[string]string{corev1.LabelMetadataName: in.options.OperatorNamespace}))).
+		WithPorts(http) // for the status question, and for a Prometheus that is there
 	return networkingv1ac.NetworkPolicy(in.name(), in.policy.Namespace).
 		WithLabels(in.labels()).
 		WithOwnerReferences(in.owner()).
