@@ -74,7 +74,7 @@ verify: ## Check that every generated file is current.
 
 .PHONY: bench
 bench: ## Run the Go benchmarks, and measure dedupd beside its rivals for docs/benchmarks.md: some 6 minutes.
-	go test -run '^$$' -bench . -benchmem -benchtime 300ms ./dedupd/...
+	go test -run '^$$' -bench . -skip 'Layouts|Memory' -benchmem -benchtime 300ms ./dedupd/...
 	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/dedupd ./dedupd
 	go run ./hack/bench --dedupd $(BIN)/dedupd --docs docs
 

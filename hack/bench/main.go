@@ -24,7 +24,7 @@ type options struct {
 	rounds   int           // measurements of each side
 	ids      int           // that Redis is to remember when its memory is measured
 	only     string        // the row to measure, by its name; empty: all of them
-	profiles string        // the directory for a CPU profile of dedupd under each load; empty: none
+	profiles string        // the directory for a CPU profile of dedupd under the load of the row; empty: none
 	soak     time.Duration // load for so long instead of measuring
 }
 
@@ -37,7 +37,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.rounds, "rounds", 7, "the `NUMBER` of measurements of each side")
 	flags.IntVar(&o.ids, "ids", 200_000, "the `NUMBER` of messages that Redis is given when its memory is measured")
 	flags.StringVar(&o.only, "only", "", "measure the row of this `NAME` alone")
-	flags.StringVar(&o.profiles, "profiles", "", "the `DIR` for a CPU profile of dedupd under each load")
+	flags.StringVar(&o.profiles, "profiles", "", "the `DIR` for a CPU profile of dedupd under the load of the row that --only names")
 	flags.DurationVar(&o.soak, "soak", 0, "put full load on dedupd for so long and watch its memory, in the place of everything else")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -51,6 +51,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("--rounds: %d; want at least 1", o.rounds)
 	case o.ids < 1:
 		return o, fmt.Errorf("--ids: %d; want at least 1", o.ids)
+	case o.profiles != "" && o.only == "":
+		return o, errors.New("--profiles: without --only; name the row whose load is to be profiled")
 	case o.soak < 0:
 		return o, fmt.Errorf("--soak: %s; want a duration that is not negative", o.soak)
 	}
