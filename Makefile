@@ -66,7 +66,8 @@ fuzz: ## Run every fuzz target for FUZZTIME.
 lint: $(BIN)/golangci-lint ## Run the linters.
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd hack/cluster && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners . ./image ./images ./pause
-	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh .ci/run; fi
+	cd hack/e2e && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners ./...
+	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh hack/e2e/run.sh .ci/run; fi
 
 .PHONY: verify
 verify: ## Check that every generated file is current.
@@ -102,6 +103,10 @@ cluster-up: cluster-programs ## Start a real single-node Kubernetes on this mach
 .PHONY: cluster-down
 cluster-down: cluster-programs ## Stop it and remove every trace of it.
 	@$(CLUSTER)/cluster down
+
+.PHONY: e2e
+e2e: ## Test on a real cluster: this machine's own, or KUBECONFIG=… (see docs/cluster.md). RUN=… chooses tests.
+	@KUBECONFIG="$(if $(filter command line,$(origin KUBECONFIG)),$(KUBECONFIG))" hack/e2e/run.sh
 
 ##@ Generate
 
