@@ -163,7 +163,14 @@ func TestOneWaitForABatch(t *testing.T) {
 func TestAMovedSlotIsWaitedForWhereItIs(t *testing.T) {
 	top := redistest.Config{}.StartCluster(t, 2, 1)
 	s := newStore(t, "", on(top), durably)
-	eventually(t, "the replicas are in step", func() bool { return apply(s, op(store.Mark, "k", "a"))[0].Err == nil })
+	eventually(t, "the replicas of both primaries are in step", func() bool {
+		for key := range 16 {
+			if apply(s, op(store.Mark, fmt.Sprint("k", key), "a"))[0].Err != nil {
+				return false
+			}
+		}
+		return true
+	})
 	const key = "moved"
 	slot := top.Servers[0].Must("cluster", "keyslot", key).(int64)
 	source, target := top.Servers[slot/8192], top.Servers[1-slot/8192]
