@@ -67,7 +67,15 @@ func denselyKept(r record.Record) record.Record {
 
 func TestDenseConforms(t *testing.T) {
 	server := redistest.Start(t)
-	storetest.Run(t, denseFixtures(server.Addr))
+	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+		tb.Helper()
+		f := denseFixtures(server.Addr)(tb)
+		f.Faulty = func(seed uint64) (store.Store, func() int) {
+			s, repeats := overFaults(tb, server.Addr, densely(1000))(seed)
+			return hashed{s}, repeats
+		}
+		return f
+	})
 }
 
 // marks are marks of n messages by an attempt.

@@ -144,11 +144,11 @@ func (r *run) client(number int) []porcupine.Operation {
 		failed, called, from := repeats(), time.Since(r.begun), r.before()
 		link.Apply(r.ctx, []store.Op{op}, results)
 		one := porcupine.Operation{
-			ClientId: number, Input: asked{op, span{from, r.after()}, r.Early}, Call: int64(called),
+			ClientId: number, Input: asked{op, span{from, r.after()}, &r.Fixture}, Call: int64(called),
 			Output: results[0], Return: int64(time.Since(r.begun)),
 		}
 		open := one
-		open.Input, open.Return = asked{op, span{from, forever}, r.Early}, int64(forever)
+		open.Input, open.Return = asked{op, span{from, forever}, &r.Fixture}, int64(forever)
 		if results[0].Err != nil {
 			one = open
 		}
@@ -170,6 +170,9 @@ func (r *run) random(random *rand.Rand, attempt string, seen map[string]record.T
 	verb := []store.Verb{
 		store.Claim, store.Claim, store.Claim, store.Mark, store.Complete, store.Release, store.Renew, store.Lookup, store.Forget,
 	}[random.IntN(9)]
+	if r.MarksOnly && verb == store.Claim {
+		verb = store.Mark
+	}
 	keys := linearKeys
 	if r.link != nil {
 		keys = faultyKeys

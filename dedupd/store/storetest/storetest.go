@@ -113,8 +113,8 @@ func checks() []check {
 			all = append(all, check{name: e.name, steps: e.steps, claims: claims})
 		}
 	}
-	add(false, markChecks, batchChecks, raceChecks, modelChecks)
-	add(true, contentChecks, claimChecks, settleChecks, modeChecks, claimBatchChecks, claimRaceChecks, linearChecks)
+	add(false, markChecks, batchChecks, raceChecks, modelChecks, linearChecks)
+	add(true, contentChecks, claimChecks, settleChecks, modeChecks, claimBatchChecks, claimRaceChecks)
 	return all
 }
 
@@ -236,11 +236,11 @@ func (s *session) equal(what string, got, want any) {
 }
 
 // kept is what the store keeps of a record.
-func (s *session) kept(r record.Record) record.Record {
-	if s.Keeps == nil {
+func (f *Fixture) kept(r record.Record) record.Record {
+	if f.Keeps == nil {
 		return r
 	}
-	return s.Keeps(r)
+	return f.Keeps(r)
 }
 
 // equalRecord compares what the store keeps of two records.

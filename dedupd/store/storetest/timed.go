@@ -42,9 +42,7 @@ const forever = time.Duration(1 << 60)
 type asked struct {
 	op     store.Op
 	during span
-
-	// early says that the time by which it decides may be earlier than those before it.
-	early bool
+	of     *Fixture // what is asked, which says what it keeps and how exactly
 }
 
 // standing is what stands under a key.
@@ -63,7 +61,7 @@ type phase struct {
 }
 
 // phases are the ages between which an operation can tell a difference.
-func (s standing) phases(op store.Op) []phase {
+func (s standing) phases(op store.Op, late time.Duration) []phase {
 	if s.rec.State == 0 {
 		return []phase{{age: span{0, forever}}}
 	}
@@ -71,11 +69,11 @@ func (s standing) phases(op store.Op) []phase {
 	gone := phase{age: span{s.ttl, forever}}
 	acquires := op.Verb == store.Mark || op.Verb == store.Claim
 	if s.rec.State != record.Claimed || op.Verb != store.Lookup && (!acquires || op.Token.Owner == s.rec.Owner) {
-		return []phase{{age: span{0, s.ttl}, entry: entry}, gone}
+		return []phase{{age: span{0, s.ttl + late}, entry: entry}, gone}
 	}
 	return []phase{
 		{age: span{0, s.rec.Lease}, entry: entry},
-		{age: span{s.rec.Lease, s.ttl}, now: s.rec.Lease, entry: entry},
+		{age: span{s.rec.Lease, s.ttl + late}, now: s.rec.Lease, entry: entry},
 		gone,
 	}
 }
@@ -90,17 +88,18 @@ func (s standing) after(a asked, got store.Result) []standing {
 	if got.Err != nil {
 		all = append(all, s) // it has not happened, or not yet
 	}
-	if !a.early {
+	if !a.of.Early {
 		a.during.from = max(a.during.from, s.now)
 	}
-	for _, p := range s.phases(a.op) {
+	a.op.Token.Owner = a.of.kept(record.Record{State: record.Marked, Owner: a.op.Token.Owner}).Owner
+	for _, p := range s.phases(a.op, a.of.Late) {
 		then, at, possible := s, a.during, true
 		if s.rec.State != 0 {
 			then, at, possible = s.aged(a.during, p.age)
 		}
 		next, want := store.Transition(p.entry, a.op, moment(p.now))
 		if possible && got.Err == nil {
-			then, at, possible = then.agrees(at, got, want)
+			then, at, possible = then.agrees(at, a.of, got, want)
 		}
 		if !possible || at.from > at.to {
 			continue
@@ -110,7 +109,7 @@ func (s standing) after(a asked, got store.Result) []standing {
 		case next == nil:
 			then = standing{now: at.from}
 		case next != p.entry:
-			then = standing{rec: timeless(next.Record), ttl: a.op.TTL, written: at, now: at.from}
+			then = standing{rec: a.of.kept(timeless(next.Record)), ttl: a.op.TTL, written: at, now: at.from}
 		}
 		all = append(all, then)
 	}
@@ -128,8 +127,8 @@ func (s standing) aged(at, age span) (standing, span, bool) {
 
 // agrees compares an answer with Transition's. The times that it tells say how old the record
 // is to a few milliseconds.
-func (s standing) agrees(at span, got, want store.Result) (standing, span, bool) {
-	if got.Outcome != want.Outcome || timeless(got.Record) != timeless(want.Record) ||
+func (s standing) agrees(at span, f *Fixture, got, want store.Result) (standing, span, bool) {
+	if got.Outcome != want.Outcome || f.kept(timeless(got.Record)) != f.kept(timeless(want.Record)) ||
 		(got.RetryAfter > 0) != (want.RetryAfter > 0) {
 		return s, at, false
 	}
@@ -140,7 +139,7 @@ func (s standing) agrees(at span, got, want store.Result) (standing, span, bool)
 	}
 	if possible && want.Remaining > 0 {
 		age := s.ttl - got.Remaining
-		s, at, possible = s.aged(at, span{age, age})
+		s, at, possible = s.aged(at, span{age, age + f.Late})
 	}
 	return s, at, possible
 }
