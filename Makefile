@@ -66,7 +66,7 @@ fuzz: ## Run every fuzz target for FUZZTIME.
 lint: $(BIN)/golangci-lint ## Run the linters.
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd hack/cluster && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners . ./image ./images ./pause
-	cd hack/e2e && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners ./...
+	for module in e2e manifests; do (cd hack/$$module && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners ./...); done
 	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh hack/e2e/run.sh .ci/run; fi
 
 .PHONY: verify

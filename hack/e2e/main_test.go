@@ -185,4 +185,7 @@ func show(t *testing.T, namespace string) {
 }
 
 // contextOf is for what a cleanup does as well, when the test's own context has ended.
-func contextOf(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }
+func contextOf(t *testing.T) context.Context {
+	t.Helper()
+	return context.WithoutCancel(t.Context())
+}

@@ -86,6 +86,7 @@ func scaledTo(w workload, replicas int) string {
 
 // produce sends n messages with repetitions, at about 300 a second, and returns how many it sent.
 func produce(t *testing.T, channel *amqp.Channel, queue string, n int) int {
+	t.Helper()
 	sent := 0
 	send := func(i int) {
 		err := channel.PublishWithContext(t.Context(), "", queue, false, false, amqp.Publishing{
