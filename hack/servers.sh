@@ -58,8 +58,14 @@ work=$servers.$$
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/apt/lists/partial "$work"/apt/cache/archives/partial "$work"/debs "$work"/root
 : >"$work/apt/status"
-# A list of sources of our own, which apt verifies by Debian's keys like any other.
-echo "deb [signed-by=$keyring] ${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | grep -E '/debian/?$' | sort -u | head -n 1)} $suite main" >"$work/apt/sources.list"
+# A list of sources of our own, at the mirror that the system uses, which apt verifies by Debian's keys like any other.
+# shellcheck disable=SC2016 # apt's own notation
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | grep -E '/debian/?$' | sort -u | head -n 1 || true)}
+if [ -z "$mirror" ]; then
+  say "servers: apt knows no mirror of Debian here; set DEBIAN_MIRROR to the address of one, or DEDUP_TEST_SERVERS to a folder with $programs"
+  exit 1
+fi
+echo "deb [signed-by=$keyring] $mirror $suite main" >"$work/apt/sources.list"
 apt=(
   -q -o "Dir::Etc::SourceList=$work/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
   -o "Dir::State=$work/apt" -o "Dir::State::Lists=$work/apt/lists" -o "Dir::State::status=$work/apt/status"
