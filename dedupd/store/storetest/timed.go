@@ -61,19 +61,23 @@ type phase struct {
 }
 
 // phases are the ages between which an operation can tell a difference.
-func (s standing) phases(op store.Op, late time.Duration) []phase {
+func (s standing) phases(op store.Op, f *Fixture) []phase {
 	if s.rec.State == 0 {
 		return []phase{{age: span{0, forever}}}
+	}
+	fresh := time.Duration(0)
+	if f.Early {
+		fresh = -forever // it may have been written after the moment by which the operation decides
 	}
 	entry := &store.Entry{Record: s.rec, ExpiresAt: moment(s.ttl)}
 	gone := phase{age: span{s.ttl, forever}}
 	acquires := op.Verb == store.Mark || op.Verb == store.Claim
 	if s.rec.State != record.Claimed || op.Verb != store.Lookup && (!acquires || op.Token.Owner == s.rec.Owner) {
-		return []phase{{age: span{0, s.ttl + late}, entry: entry}, gone}
+		return []phase{{age: span{fresh, s.ttl + f.Late}, entry: entry}, gone}
 	}
 	return []phase{
-		{age: span{0, s.rec.Lease}, entry: entry},
-		{age: span{s.rec.Lease, s.ttl + late}, now: s.rec.Lease, entry: entry},
+		{age: span{fresh, s.rec.Lease}, entry: entry},
+		{age: span{s.rec.Lease, s.ttl + f.Late}, now: s.rec.Lease, entry: entry},
 		gone,
 	}
 }
@@ -92,10 +96,10 @@ func (s standing) after(a asked, got store.Result) []standing {
 		a.during.from = max(a.during.from, s.now)
 	}
 	a.op.Token.Owner = a.of.kept(record.Record{State: record.Marked, Owner: a.op.Token.Owner}).Owner
-	for _, p := range s.phases(a.op, a.of.Late) {
+	for _, p := range s.phases(a.op, a.of) {
 		then, at, possible := s, a.during, true
 		if s.rec.State != 0 {
-			then, at, possible = s.aged(a.during, p.age)
+			then, at, possible = s.aged(a.during, p.age, a.of)
 		}
 		next, want := store.Transition(p.entry, a.op, moment(p.now))
 		if possible && got.Err == nil {
@@ -118,8 +122,11 @@ func (s standing) after(a asked, got store.Result) []standing {
 
 // aged narrows when the record was written, and when something happened, by the record's age
 // at that time. It is not possible if there are no such moments.
-func (s standing) aged(at, age span) (standing, span, bool) {
-	age = span{max(age.from-slack, 0), age.to + slack}
+func (s standing) aged(at, age span, f *Fixture) (standing, span, bool) {
+	age = span{age.from - slack, age.to + slack}
+	if !f.Early {
+		age.from = max(age.from, 0)
+	}
 	at = span{max(at.from, s.written.from+age.from), min(at.to, s.written.to+age.to)}
 	s.written = span{max(s.written.from, at.from-age.to), min(s.written.to, at.to-age.from)}
 	return s, at, at.from <= at.to && s.written.from <= s.written.to
@@ -135,11 +142,11 @@ func (s standing) agrees(at span, f *Fixture, got, want store.Result) (standing,
 	possible := true
 	if got.RetryAfter > 0 {
 		age := s.rec.Lease - got.RetryAfter
-		s, at, possible = s.aged(at, span{age, age})
+		s, at, possible = s.aged(at, span{age, age}, f)
 	}
 	if possible && want.Remaining > 0 {
 		age := s.ttl - got.Remaining
-		s, at, possible = s.aged(at, span{age, age + f.Late})
+		s, at, possible = s.aged(at, span{age, age + f.Late}, f)
 	}
 	return s, at, possible
 }
