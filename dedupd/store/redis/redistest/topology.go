@@ -75,6 +75,16 @@ func (c Config) replicated(tb testing.TB, replicas int) []*Server {
 	for _, s := range servers[1:] {
 		s.awaitLink()
 	}
+	// The primary learns of it a little later, with the first acknowledgement.
+	Eventually(tb, "the primary knows that its replicas are in step", func() bool {
+		seen := servers[0].Info("replication")
+		for i := range replicas {
+			if !strings.Contains(seen[fmt.Sprint("slave", i)], "state=online") {
+				return false
+			}
+		}
+		return true
+	})
 	return servers
 }
 
