@@ -95,6 +95,9 @@ func (s *server) unavailable(err error) string {
 		return s.at("", fmt.Sprintf("no answer in time, which is %s at most: the server is down, overloaded or behind a firewall", s.timeout))
 	case errors.Is(err, context.Canceled):
 		return s.at("", "the caller gave up before the server answered")
+	case errors.As(err, &connect) && isLost(err) && s.spec.TLS != nil:
+		// With TLS 1.3 the server judges the client's certificate after the handshake, and what it says of it may get lost.
+		return s.at("", "the server closed the connection: it goes down, or it does not accept the client certificate, see store.postgres.tls.clientSecretRef")
 	case errors.As(err, &connect) && isLost(err):
 		return s.at("", "what answers there closes the connection: it is no PostgreSQL server, or one that goes down")
 	case errors.As(err, &connect) && strings.Contains(err.Error(), "failed to receive message"):
