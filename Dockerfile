@@ -1,5 +1,5 @@
 # One image with both programs: /manager, the operator, and /dedupd, the daemon.
-FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+FROM --platform=$BUILDPLATFORM golang:1.26.11 AS build
 ARG TARGETOS
 ARG TARGETARCH
 ARG VERSION=dev

@@ -46,7 +46,7 @@ image-push: ## Build and push the image IMG for PLATFORMS with docker buildx.
 ##@ Check
 
 .PHONY: test
-test: lint verify test-go test-manifests fuzz ## Set up what the tests need and run everything.
+test: lint verify vuln test-go test-manifests fuzz ## Set up what the tests need and run everything.
 
 .PHONY: test-go
 test-go: ## Run the tests alone: unit, envtest, real Redis, the demo.
@@ -68,6 +68,10 @@ lint: $(BIN)/golangci-lint ## Run the linters.
 	cd hack/cluster && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners . ./image ./images ./pause
 	for module in e2e manifests; do (cd hack/$$module && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners ./...); done
 	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh hack/e2e/run.sh .ci/run; fi
+
+.PHONY: vuln
+vuln: $(BIN)/govulncheck ## Look for known vulnerabilities that are reachable.
+	@hack/vuln.sh
 
 .PHONY: verify
 verify: ## Check that every generated file is current.
@@ -135,6 +139,7 @@ clean: ## Remove what was built here. The control plane in the user's cache fold
 
 # A tool is rebuilt when its pin moves.
 tool-controller-gen := sigs.k8s.io/controller-tools/cmd/controller-gen
+tool-govulncheck := golang.org/x/vuln/cmd/govulncheck
 tool-golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 tool-buf := github.com/bufbuild/buf/cmd/buf
 tool-crd-ref-docs := github.com/elastic/crd-ref-docs
