@@ -22,47 +22,69 @@ import (
 // kinds are the kinds of a policy's children, in the order in which they are written: what a
 // pod needs to start comes before the Deployment. Whatever is here is watched, cached, applied
 // and pruned.
-var kinds = []kind{
-	of[*corev1.ServiceAccount](render.ServiceAccount),
+var kinds = []kind[render.Input]{
+	of[*corev1.ServiceAccount](own(render.ServiceAccount)),
 	of[*corev1.ConfigMap](render.ConfigMap).telling(historyNews),
-	of[*networkingv1.NetworkPolicy](render.NetworkPolicy),
+	of[*networkingv1.NetworkPolicy](own(render.NetworkPolicy)),
 	of[*corev1.Service](render.Service),
-	of[*appsv1.Deployment](render.Deployment).adjusted(keepReplicas),
-	of[*policyv1.PodDisruptionBudget](render.PodDisruptionBudget),
-	of[*autoscalingv2.HorizontalPodAutoscaler](render.HorizontalPodAutoscaler),
+	of[*appsv1.Deployment](own(render.Deployment)).adjusted(keepReplicas),
+	of[*policyv1.PodDisruptionBudget](own(render.PodDisruptionBudget)),
+	of[*autoscalingv2.HorizontalPodAutoscaler](own(render.HorizontalPodAutoscaler)),
 }
 
-// kind is one kind of child.
-type kind interface {
+// own renders an object of a policy's own workload.
+func own[A any](of func(*render.Workload) A) func(render.Input) A {
+	return func(in render.Input) A { return of(in.Workload()) }
+}
+
+// kind is one kind of child, of parents from which an I is made.
+type kind[I any] interface {
 	// empty is a new object of the kind.
 	empty() client.Object
 
-	// plan compares what is there with what the policy wants. It reads only. The change is nil
+	// plan compares what is there with what the parent wants. It reads only. The change is nil
 	// if nothing has to be done; the error is a *conflictError if the child's name is taken.
-	plan(ctx context.Context, r *Reconciler, p *v1alpha1.DedupPolicy, in render.Input) (*change, error)
+	plan(ctx context.Context, r *Reconciler, p parent, in I) (*change, error)
+}
+
+// parent is what has children: one of each kind at most, all of the same name.
+type parent struct {
+	kind      string // for errors, such as "policy"
+	childName client.ObjectKey
+	owns      func(child client.Object) bool
+}
+
+func policyParent(p *v1alpha1.DedupPolicy) parent {
+	return parent{
+		kind:      "policy",
+		childName: client.ObjectKey{Namespace: p.Namespace, Name: v1alpha1.ChildName(p.Name)},
+		owns:      func(child client.Object) bool { return metav1.IsControlledBy(child, p) },
+	}
 }
 
 // change is one write that is due.
 type change struct {
-	object client.Object
-	write  func(context.Context) error
+	object  client.Object
+	removal bool
+	write   func(context.Context) error
 
 	// news is what the policy's user should know once the change is written.
 	news []event
 }
 
-// conflictError says that a child's name is taken by an object that the policy does not control.
+// conflictError says that a child's name is taken by an object that is not the parent's.
 type conflictError struct {
+	parent     string
 	kind, name string
 	controller *metav1.OwnerReference
 }
 
 func (e *conflictError) Error() string {
-	whose := "is not controlled by this policy"
+	whose := "is not controlled by this " + e.parent
 	if e.controller != nil {
 		whose = fmt.Sprintf("is controlled by %s %s", e.controller.Kind, e.controller.Name)
 	}
-	return fmt.Sprintf("%s %s exists and %s: delete it, or give the policy another name", e.kind, e.name, whose)
+	return fmt.Sprintf("%s %s exists and %s: delete it, or give the %s another name", e.kind, e.name, whose, e.parent)
 }
 
 type applyConfiguration interface {
@@ -76,51 +98,51 @@ type object[T any] interface {
 }
 
 // child is a kind by its Go types: T the object's, A that of its apply configuration.
-type child[T any, O object[T], A applyConfiguration] struct {
-	render func(render.Input) A
+type child[T any, O object[T], A applyConfiguration, I any] struct {
+	render func(I) A
 	adjust func(live O, want A) error
-	news   func(live O, in render.Input) []event
+	news   func(live O, in I) []event
 }
 
-func of[O object[T], T any, A applyConfiguration](render func(render.Input) A) *child[T, O, A] {
-	return &child[T, O, A]{render: render}
+func of[O object[T], T any, A applyConfiguration, I any](render func(I) A) *child[T, O, A, I] {
+	return &child[T, O, A, I]{render: render}
 }
 
 // adjusted lets what is wanted depend on the live object.
-func (c *child[T, O, A]) adjusted(adjust func(live O, want A) error) *child[T, O, A] {
+func (c *child[T, O, A, I]) adjusted(adjust func(live O, want A) error) *child[T, O, A, I] {
 	c.adjust = adjust
 	return c
 }
 
 // telling compares the live object with what is to be written over it.
-func (c *child[T, O, A]) telling(news func(live O, in render.Input) []event) *child[T, O, A] {
+func (c *child[T, O, A, I]) telling(news func(live O, in I) []event) *child[T, O, A, I] {
 	c.news = news
 	return c
 }
 
-func (c *child[T, O, A]) empty() client.Object { return O(new(T)) }
+func (c *child[T, O, A, I]) empty() client.Object { return O(new(T)) }
 
-func (c *child[T, O, A]) plan(ctx context.Context, r *Reconciler, p *v1alpha1.DedupPolicy, in render.Input) (*change, error) {
+func (c *child[T, O, A, I]) plan(ctx context.Context, r *Reconciler, p parent, in I) (*change, error) {
 	var none A
 	want := c.render(in)
-	live, err := c.read(ctx, r, p, want != none)
+	live, err := c.read(ctx, r, p.childName, want != none)
 	if err != nil {
 		return nil, err
 	}
-	controlled := live != nil && metav1.IsControlledBy(live, p)
+	owned := live != nil && p.owns(live)
 	switch {
-	case want == none && !controlled:
+	case want == none && !owned:
 		return nil, nil
-	case live != nil && !controlled:
-		return nil, &conflictError{kind: r.kindOf(live), name: live.GetName(), controller: metav1.GetControllerOf(live)}
+	case live != nil && !owned:
+		return nil, &conflictError{parent: p.kind, kind: r.kindOf(live), name: live.GetName(), controller: metav1.GetControllerOf(live)}
 	case live != nil && live.GetDeletionTimestamp() != nil:
 		// Its end is an event that brings us back.
 		return nil, nil
 	case want == none:
-		return &change{object: live, write: func(ctx context.Context) error { return r.remove(ctx, live) }}, nil
+		return &change{object: live, removal: true, write: func(ctx context.Context) error { return r.remove(ctx, live) }}, nil
 	case live == nil:
 		live = O(new(T)) // to be named in errors
-		live.SetName(v1alpha1.ChildName(p.Name))
+		live.SetName(p.childName.Name)
 		return r.planApply(live, want, nil)
 	}
 	if c.adjust != nil {
@@ -149,8 +171,7 @@ func (r *Reconciler) planApply(live client.Object, want runtime.ApplyConfigurati
 
 // read returns the child, nil if there is none. The cache holds only what bears the operator's
 // label, so that what it does not have is looked up before it is written: the name may be taken.
-func (c *child[T, O, A]) read(ctx context.Context, r *Reconciler, p *v1alpha1.DedupPolicy, wanted bool) (O, error) {
-	key := client.ObjectKey{Namespace: p.Namespace, Name: v1alpha1.ChildName(p.Name)}
+func (c *child[T, O, A, I]) read(ctx context.Context, r *Reconciler, key client.ObjectKey, wanted bool) (O, error) {
 	live := O(new(T))
 	err := r.Client.Get(ctx, key, live)
 	if apierrors.IsNotFound(err) && wanted {

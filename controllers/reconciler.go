@@ -62,7 +62,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	seen.configHash, seen.replicas, seen.rolling = in.ConfigHash, in.Replicas(), rolling
+	seen.configHash, seen.replicas, seen.rolling = in.ConfigHash, in.Workload().Replicas(), rolling
 	judge(p, seen, r.Clock.Now())
 	again := r.lookAgain(p)
 	if err := errors.Join(r.publish(ctx, before, p), r.nudge(ctx, p, seen)); err != nil {
@@ -78,7 +78,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 func (r *Reconciler) applyAll(ctx context.Context, p *v1alpha1.DedupPolicy, in render.Input) (rolling bool, err error) {
 	var due []*change
 	for _, k := range kinds {
-		c, err := k.plan(ctx, r, p, in)
+		c, err := k.plan(ctx, r, policyParent(p), in)
 		if err != nil {
 			return false, err
 		}

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Labels and annotations. A consumer's pod carries LabelPolicy to be injected.
 const (
@@ -11,6 +14,10 @@ const (
 
 	// LabelOwner on a child object, and on dedupd's pods, names the policy it belongs to.
 	LabelOwner = "dedupd.io/owned-by"
+
+	// LabelPool on an object that the members of a pool share, and on its dedupd's pods, names the
+	// pool. On a policy's Service it names the pool whose pods the Service leads to.
+	LabelPool = "dedupd.io/pool"
 
 	// LabelConsumer on a pod names the consumer, where the workload's name is not wanted.
 	LabelConsumer = "dedupd.io/consumer"
@@ -71,11 +78,23 @@ const (
 // PolicyFile is the key of the ConfigMap, and the file, that holds a policy's manifest.
 const PolicyFile = "policy.yaml"
 
+// PoolFile is the key of a pool's ConfigMap, and the file, that holds the manifest of a member.
+func PoolFile(policy string) string { return policy + "." + PolicyFile }
+
+// IsPolicyFile reports whether a mounted file is a policy's. What others add to a ConfigMap is not.
+func IsPolicyFile(name string) bool {
+	return name == PolicyFile || strings.HasSuffix(name, "."+PolicyFile)
+}
+
 // SidecarName is the name of the injected container and of its volumes' common prefix.
 const SidecarName = "dedupd"
 
 // ChildName is the name of every object that belongs to the policy of that name.
 func ChildName(policy string) string { return policy + "-dedupd" }
+
+// PoolChildName is the name of every object that belongs to the pool of that name. No policy's
+// objects can have it: their names end in -dedupd.
+func PoolChildName(pool string) string { return pool + "-dedupd-pool" }
 
 // EndpointHost is the DNS name of a policy's Service.
 func EndpointHost(namespace, policy string) string {
@@ -94,5 +113,20 @@ func ChildLabels(policy string) map[string]string {
 		LabelInstance:  policy,
 		LabelManagedBy: ManagedBy,
 		LabelOwner:     policy,
+	}
+}
+
+// PoolSelectorLabels select the dedupd pods of a pool. They never change for a Deployment.
+func PoolSelectorLabels(pool string) map[string]string {
+	return map[string]string{LabelName: AppName, LabelPool: pool}
+}
+
+// PoolLabels are the labels of every object that belongs to a pool.
+func PoolLabels(pool string) map[string]string {
+	return map[string]string{
+		LabelName:      AppName,
+		LabelInstance:  pool,
+		LabelManagedBy: ManagedBy,
+		LabelPool:      pool,
 	}
 }

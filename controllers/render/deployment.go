@@ -14,26 +14,26 @@ import (
 )
 
 // Deployment runs dedupd. With autoscaling its replicas are the autoscaler's.
-//
-// Of the policy's meaning only the store is in the pod template, as a hash, so that a change of
-// it rolls the pods; everything else reaches them through the ConfigMap while they run.
-func Deployment(in Input) *appsv1ac.DeploymentApplyConfiguration {
-	spec := appsv1ac.DeploymentSpec().
-		WithSelector(in.labelSelector()).
-		WithStrategy(in.strategy()).
-		WithRevisionHistoryLimit(3).
-		WithTemplate(in.template())
-	if in.autoscaling() == nil {
-		spec.WithReplicas(in.Replicas())
+func Deployment(w *Workload) *appsv1ac.DeploymentApplyConfiguration {
+	if w == nil {
+		return nil
 	}
-	return appsv1ac.Deployment(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
-		WithOwnerReferences(in.owner()).
+	spec := appsv1ac.DeploymentSpec().
+		WithSelector(w.labelSelector()).
+		WithStrategy(w.strategy()).
+		WithRevisionHistoryLimit(3).
+		WithTemplate(w.template())
+	if w.settings.Autoscaling == nil {
+		spec.WithReplicas(w.Replicas())
+	}
+	return appsv1ac.Deployment(w.name, w.namespace).
+		WithLabels(w.labels).
+		WithOwnerReferences(w.owners...).
 		WithSpec(spec)
 }
 
-func (in Input) strategy() *appsv1ac.DeploymentStrategyApplyConfiguration {
-	if in.memory() {
+func (w *Workload) strategy() *appsv1ac.DeploymentStrategyApplyConfiguration {
+	if w.memory() {
 		// Two processes at once would each have a memory of their own.
 		return appsv1ac.DeploymentStrategy().WithType(appsv1.RecreateDeploymentStrategyType)
 	}
@@ -44,13 +44,9 @@ func (in Input) strategy() *appsv1ac.DeploymentStrategyApplyConfiguration {
 			WithMaxSurge(intstr.FromInt32(1)))
 }
 
-func (in Input) template() *corev1ac.PodTemplateSpecApplyConfiguration {
-	var d v1alpha1.DeploymentSpec
-	if in.policy.Spec.Deployment != nil {
-		d = *in.policy.Spec.Deployment
-	}
+func (w *Workload) template() *corev1ac.PodTemplateSpecApplyConfiguration {
 	pod := corev1ac.PodSpec().
-		WithServiceAccountName(in.name()).
+		WithServiceAccountName(w.name).
 		WithAutomountServiceAccountToken(false).
 		WithEnableServiceLinks(false).
 		WithSecurityContext(corev1ac.PodSecurityContext().
@@ -59,26 +55,35 @@ func (in Input) template() *corev1ac.PodTemplateSpecApplyConfiguration {
 			WithRunAsGroup(podspec.UserID).
 			WithFSGroup(podspec.UserID).
 			WithSeccompProfile(corev1ac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
-		WithContainers(podspec.Container(in.policy, in.pod())).
-		WithVolumes(podspec.Volumes(in.policy)...).
-		WithTopologySpreadConstraints(in.spread("kubernetes.io/hostname"), in.spread("topology.kubernetes.io/zone"))
-	if len(d.NodeSelector) > 0 {
-		pod.WithNodeSelector(d.NodeSelector)
+		WithContainers(podspec.Container(w.content, podspec.Options{Image: w.options.Image, PullPolicy: w.options.PullPolicy})).
+		WithVolumes(podspec.Volumes(w.content)...).
+		WithTopologySpreadConstraints(w.spread("kubernetes.io/hostname"), w.spread("topology.kubernetes.io/zone"))
+	if len(w.settings.NodeSelector) > 0 {
+		pod.WithNodeSelector(w.settings.NodeSelector)
 	}
-	for _, t := range d.Tolerations {
+	for _, t := range w.settings.Tolerations {
 		pod.WithTolerations(toleration(t))
 	}
-	if d.PriorityClassName != "" {
-		pod.WithPriorityClassName(d.PriorityClassName)
+	if w.settings.PriorityClassName != "" {
+		pod.WithPriorityClassName(w.settings.PriorityClassName)
 	}
-	podLabels := over(d.PodLabels, in.labels())
-	delete(podLabels, v1alpha1.LabelPolicy) // or the webhook would connect dedupd to itself
-	return corev1ac.PodTemplateSpec().
-		WithLabels(podLabels).
-		WithAnnotations(over(d.PodAnnotations, map[string]string{
-			v1alpha1.AnnotationStoreHash: in.compiled.StoreHash,
-		})).
-		WithSpec(pod)
+	template := corev1ac.PodTemplateSpec().WithLabels(w.podLabels()).WithSpec(pod)
+	if annotations := over(w.settings.PodAnnotations, w.podAnnotations); len(annotations) > 0 {
+		template.WithAnnotations(annotations)
+	}
+	return template
+}
+
+// podLabels are the user's and ours, but for those of the user's by which others would find the pods:
+// the webhook, which would connect dedupd to itself, or the Service of another policy.
+func (w *Workload) podLabels() map[string]string {
+	all := over(w.settings.PodLabels, w.labels)
+	for _, ours := range []string{v1alpha1.LabelPolicy, v1alpha1.LabelOwner, v1alpha1.LabelPool} {
+		if _, set := w.labels[ours]; !set {
+			delete(all, ours)
+		}
+	}
+	return all
 }
 
 // over is theirs with ours on top.
@@ -92,12 +97,12 @@ func over(theirs, ours map[string]string) map[string]string {
 }
 
 // spread keeps one node's or zone's failure from taking every pod, where there are several.
-func (in Input) spread(topology string) *corev1ac.TopologySpreadConstraintApplyConfiguration {
+func (w *Workload) spread(topology string) *corev1ac.TopologySpreadConstraintApplyConfiguration {
 	return corev1ac.TopologySpreadConstraint().
 		WithTopologyKey(topology).
 		WithMaxSkew(1).
 		WithWhenUnsatisfiable(corev1.ScheduleAnyway).
-		WithLabelSelector(in.labelSelector()).
+		WithLabelSelector(w.labelSelector()).
 		// Counts the pods of one rollout only, or the new ones would avoid the nodes of those they replace.
 		WithMatchLabelKeys(appsv1.DefaultDeploymentUniqueLabelKey)
 }

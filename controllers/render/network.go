@@ -16,40 +16,47 @@ import (
 
 // NetworkPolicy lets the namespace's pods and the operator in, and dedupd out to DNS and its
 // store. Policies add up: whoever needs more, such as a monitoring system, is let in by another.
-func NetworkPolicy(in Input) *networkingv1ac.NetworkPolicyApplyConfiguration {
+func NetworkPolicy(w *Workload) *networkingv1ac.NetworkPolicyApplyConfiguration {
+	if w == nil {
+		return nil
+	}
 	http, grpc := networkPort(corev1.ProtocolTCP, v1alpha1.PortHTTP), networkPort(corev1.ProtocolTCP, v1alpha1.PortGRPC)
 	consumers := networkingv1ac.NetworkPolicyIngressRule().
 		WithFrom(networkingv1ac.NetworkPolicyPeer().WithPodSelector(metav1ac.LabelSelector())).
 		WithPorts(http, grpc)
 	operator := networkingv1ac.NetworkPolicyIngressRule().
 		WithFrom(networkingv1ac.NetworkPolicyPeer().WithNamespaceSelector(metav1ac.LabelSelector().
-				WithMatchLabels(map[string]string{corev1.LabelMetadataName: in.options.OperatorNamespace}))).
+				WithMatchLabels(map[string]string{corev1.LabelMetadataName: w.options.OperatorNamespace}))).
 		WithPorts(http) // for the status question, and for a Prometheus that is there
-	return networkingv1ac.NetworkPolicy(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
-		WithOwnerReferences(in.owner()).
+	return networkingv1ac.NetworkPolicy(w.name, w.namespace).
+		WithLabels(w.labels).
+		WithOwnerReferences(w.owners...).
 		WithSpec(networkingv1ac.NetworkPolicySpec().
-			WithPodSelector(in.labelSelector()).
+			WithPodSelector(w.labelSelector()).
 			WithPolicyTypes(networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress).
 			WithIngress(consumers, operator).
-			WithEgress(in.egress()...))
+			WithEgress(w.egress()...))
 }
 
 // egress is empty, so that nothing is let out, for the memory store.
-func (in Input) egress() []*networkingv1ac.NetworkPolicyEgressRuleApplyConfiguration {
+func (w *Workload) egress() []*networkingv1ac.NetworkPolicyEgressRuleApplyConfiguration {
 	var addresses []string
-	spec := in.policy.Spec.Store
-	switch {
-	case spec.Redis != nil:
-		addresses = spec.Redis.Addresses
-	case spec.Postgres != nil:
-		addresses = spec.Postgres.Addresses
-	default:
+	anyPort := false
+	for _, s := range w.stores {
+		switch {
+		case s.Redis != nil:
+			// The sentinels and the cluster tell dedupd the addresses of the servers, and only they know the ports.
+			anyPort = anyPort || s.Redis.Mode != v1alpha1.RedisStandalone
+			addresses = append(addresses, s.Redis.Addresses...)
+		case s.Postgres != nil:
+			addresses = append(addresses, s.Postgres.Addresses...)
+		}
+	}
+	if len(addresses) == 0 {
 		return nil
 	}
 	store := networkingv1ac.NetworkPolicyEgressRule()
-	if spec.Redis != nil && spec.Redis.Mode != v1alpha1.RedisStandalone {
-		// The sentinels and the cluster tell dedupd the addresses of the servers, and only they know the ports.
+	if anyPort {
 		store.WithPorts(networkPort(corev1.ProtocolTCP, 1).WithEndPort(65535))
 	} else {
 		for _, p := range ports(addresses) {

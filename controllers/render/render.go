@@ -12,7 +12,6 @@ import (
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
-	"github.com/dedupd/dedup-operator/dedupd/podspec"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 )
 
@@ -61,14 +60,6 @@ func ConfigMap(in Input) *corev1ac.ConfigMapApplyConfiguration {
 		WithData(map[string]string{v1alpha1.PolicyFile: string(in.manifest)})
 }
 
-// ServiceAccount is dedupd's own, so that it has no rights by way of the namespace's default one.
-func ServiceAccount(in Input) *corev1ac.ServiceAccountApplyConfiguration {
-	return corev1ac.ServiceAccount(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
-		WithOwnerReferences(in.owner()).
-		WithAutomountServiceAccountToken(false)
-}
-
 // Service is the endpoint of the policy's consumers.
 func Service(in Input) *corev1ac.ServiceApplyConfiguration {
 	return corev1ac.Service(in.name(), in.policy.Namespace).
@@ -95,10 +86,6 @@ func (in Input) name() string                { return v1alpha1.ChildName(in.poli
 func (in Input) labels() map[string]string   { return v1alpha1.ChildLabels(in.policy.Name) }
 func (in Input) selector() map[string]string { return v1alpha1.SelectorLabels(in.policy.Name) }
 
-func (in Input) labelSelector() *metav1ac.LabelSelectorApplyConfiguration {
-	return metav1ac.LabelSelector().WithMatchLabels(in.selector())
-}
-
 // owner makes a policy's objects go when it does.
 func (in Input) owner() *metav1ac.OwnerReferenceApplyConfiguration {
 	return metav1ac.OwnerReference().
@@ -108,40 +95,4 @@ func (in Input) owner() *metav1ac.OwnerReferenceApplyConfiguration {
 		WithUID(in.policy.UID).
 		WithController(true).
 		WithBlockOwnerDeletion(true)
-}
-
-func (in Input) pod() podspec.Options {
-	return podspec.Options{Image: in.options.Image, PullPolicy: in.options.PullPolicy}
-}
-
-// autoscaling is nil unless the policy asks for it.
-func (in Input) autoscaling() *v1alpha1.AutoscalingSpec {
-	if in.policy.Spec.Deployment == nil {
-		return nil
-	}
-	return in.policy.Spec.Deployment.Autoscaling
-}
-
-func (in Input) memory() bool { return in.policy.Spec.Store.Memory != nil }
-
-// Replicas is how many pods the policy wants; with autoscaling, how many at least.
-func (in Input) Replicas() int32 {
-	d := in.policy.Spec.Deployment
-	switch {
-	case in.autoscaling() != nil:
-		return in.autoscaling().MinReplicas
-	case d != nil && d.Replicas != nil:
-		return *d.Replicas
-	case in.memory():
-		return 1
-	}
-	return 2
-}
-
-// maxReplicas is how many pods there may be.
-func (in Input) maxReplicas() int32 {
-	if a := in.autoscaling(); a != nil {
-		return a.MaxReplicas
-	}
-	return in.Replicas()
 }

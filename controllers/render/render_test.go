@@ -46,8 +46,8 @@ func input(t *testing.T, manifest []byte) render.Input {
 // all renders every kind, in the order in which they are applied.
 func all(in render.Input) []any {
 	return []any{
-		render.ServiceAccount(in), render.ConfigMap(in), render.NetworkPolicy(in), render.Service(in),
-		render.Deployment(in), render.PodDisruptionBudget(in), render.HorizontalPodAutoscaler(in),
+		render.ServiceAccount(in.Workload()), render.ConfigMap(in), render.NetworkPolicy(in.Workload()), render.Service(in),
+		render.Deployment(in.Workload()), render.PodDisruptionBudget(in.Workload()), render.HorizontalPodAutoscaler(in.Workload()),
 	}
 }
 
@@ -101,7 +101,7 @@ spec:
 
 func deployment(t *testing.T, in render.Input) *appsv1.Deployment {
 	t.Helper()
-	data, err := json.Marshal(render.Deployment(in))
+	data, err := json.Marshal(render.Deployment(in.Workload()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,32 +11,32 @@ import (
 
 // PodDisruptionBudget lets one pod go at a time; nil where there is only one, which a budget
 // would keep on its node for ever.
-func PodDisruptionBudget(in Input) *policyv1ac.PodDisruptionBudgetApplyConfiguration {
-	if in.maxReplicas() < 2 {
+func PodDisruptionBudget(w *Workload) *policyv1ac.PodDisruptionBudgetApplyConfiguration {
+	if w == nil || w.maxReplicas() < 2 {
 		return nil
 	}
-	return policyv1ac.PodDisruptionBudget(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
-		WithOwnerReferences(in.owner()).
+	return policyv1ac.PodDisruptionBudget(w.name, w.namespace).
+		WithLabels(w.labels).
+		WithOwnerReferences(w.owners...).
 		WithSpec(policyv1ac.PodDisruptionBudgetSpec().
-			WithSelector(in.labelSelector()).
+			WithSelector(w.labelSelector()).
 			WithMaxUnavailable(intstr.FromInt32(1)).
 			// A pod that is not ready answers nobody: it must not keep its node from being drained.
 			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow))
 }
 
 // HorizontalPodAutoscaler sets the Deployment's replicas; nil unless the policy asks for it.
-func HorizontalPodAutoscaler(in Input) *autoscalingv2ac.HorizontalPodAutoscalerApplyConfiguration {
-	a := in.autoscaling()
-	if a == nil {
+func HorizontalPodAutoscaler(w *Workload) *autoscalingv2ac.HorizontalPodAutoscalerApplyConfiguration {
+	if w == nil || w.settings.Autoscaling == nil {
 		return nil
 	}
-	return autoscalingv2ac.HorizontalPodAutoscaler(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
-		WithOwnerReferences(in.owner()).
+	a := w.settings.Autoscaling
+	return autoscalingv2ac.HorizontalPodAutoscaler(w.name, w.namespace).
+		WithLabels(w.labels).
+		WithOwnerReferences(w.owners...).
 		WithSpec(autoscalingv2ac.HorizontalPodAutoscalerSpec().
 			WithScaleTargetRef(autoscalingv2ac.CrossVersionObjectReference().
-				WithAPIVersion("apps/v1").WithKind("Deployment").WithName(in.name())).
+				WithAPIVersion("apps/v1").WithKind("Deployment").WithName(w.name)).
 			WithMinReplicas(a.MinReplicas).
 			WithMaxReplicas(a.MaxReplicas).
 			WithMetrics(autoscalingv2ac.MetricSpec().

@@ -1,5 +1,5 @@
 // Package podspec says how dedupd runs in a pod. It is the one source for the Deployment of a
-// policy and for the sidecar that the webhook injects.
+// policy or of a pool, and for the sidecar that the webhook injects.
 package podspec
 
 import (
@@ -47,22 +47,55 @@ func (o Options) ports() (http, grpc int32) {
 	return http, grpc
 }
 
-// Container is dedupd as the container of a pod that has the Volumes of the same policy.
-func Container(p *v1alpha1.DedupPolicy, o Options) *corev1ac.ContainerApplyConfiguration {
+// Content is what of its policies a pod of dedupd depends on. Of makes it for a single one.
+type Content struct {
+	// ConfigMap is the name of that which holds the configuration, Files are its keys. None: all
+	// keys are mounted, and dedupd takes those that are policies' files, see v1alpha1.PoolFile.
+	ConfigMap string
+	Files     []string
+
+	// Secrets are mounted, each under its own name.
+	Secrets []string
+
+	// Patient: the pod starts without the Secrets that do not exist yet, and they arrive in it once
+	// they do. Otherwise it waits for them.
+	Patient bool
+
+	// Resources of the container, nil for the default.
+	Resources *corev1.ResourceRequirements
+}
+
+// Of is the content of a pod that runs one policy.
+func Of(p *v1alpha1.DedupPolicy) Content {
+	c := Content{
+		ConfigMap: v1alpha1.ChildName(p.Name),
+		// By name, since dedupd reads every file of its folder: no key that someone else
+		// adds to the ConfigMap becomes a policy.
+		Files:   []string{v1alpha1.PolicyFile},
+		Secrets: Secrets(p),
+	}
+	if d := p.Spec.Deployment; d != nil {
+		c.Resources = d.Resources
+	}
+	return c
+}
+
+// Container is dedupd as the container of a pod that has the Volumes of the same content.
+func Container(content Content, o Options) *corev1ac.ContainerApplyConfiguration {
 	http, grpc := o.ports()
 	c := corev1ac.Container().
 		WithName(v1alpha1.AppName).
 		WithImage(o.Image).
 		WithCommand("/dedupd", "serve", "-f", ConfigDir, "--mounted").
 		WithPorts(port(v1alpha1.PortNameHTTP, http), port(v1alpha1.PortNameGRPC, grpc)).
-		WithResources(resources(p)).
+		WithResources(resources(content.Resources)).
 		// Ready is who has a configuration, whether the store answers or not: what to do without
 		// the store is the policy's to say.
 		WithStartupProbe(probe("/readyz", http).WithPeriodSeconds(1).WithFailureThreshold(120)).
 		WithReadinessProbe(probe("/readyz", http).WithPeriodSeconds(5).WithFailureThreshold(2)).
 		WithLivenessProbe(probe("/healthz", http).WithPeriodSeconds(10).WithFailureThreshold(3)).
 		WithSecurityContext(securityContext()).
-		WithVolumeMounts(mounts(p)...)
+		WithVolumeMounts(mounts(content)...)
 	if o.PullPolicy != "" {
 		c.WithImagePullPolicy(o.PullPolicy)
 	}
@@ -75,19 +108,20 @@ func Container(p *v1alpha1.DedupPolicy, o Options) *corev1ac.ContainerApplyConfi
 	return c
 }
 
-// Volumes are what a pod with the Container of the same policy needs: its configuration and
-// every Secret that its store names. A pod waits until they exist.
-func Volumes(p *v1alpha1.DedupPolicy) []*corev1ac.VolumeApplyConfiguration {
-	volumes := []*corev1ac.VolumeApplyConfiguration{
-		corev1ac.Volume().WithName(configVolume).WithConfigMap(corev1ac.ConfigMapVolumeSource().
-			WithName(v1alpha1.ChildName(p.Name)).
-			// By name, since dedupd reads every file of its folder: no key that someone else
-			// adds to the ConfigMap becomes a policy.
-			WithItems(corev1ac.KeyToPath().WithKey(v1alpha1.PolicyFile).WithPath(v1alpha1.PolicyFile))),
+// Volumes are what a pod with the Container of the same content needs: its configuration and
+// every Secret that a store names.
+func Volumes(content Content) []*corev1ac.VolumeApplyConfiguration {
+	config := corev1ac.ConfigMapVolumeSource().WithName(content.ConfigMap)
+	for _, file := range content.Files {
+		config.WithItems(corev1ac.KeyToPath().WithKey(file).WithPath(file))
 	}
-	for i, name := range Secrets(p) {
-		volumes = append(volumes, corev1ac.Volume().WithName(secretVolume(i)).
-			WithSecret(corev1ac.SecretVolumeSource().WithSecretName(name)))
+	volumes := []*corev1ac.VolumeApplyConfiguration{corev1ac.Volume().WithName(configVolume).WithConfigMap(config)}
+	for i, name := range content.Secrets {
+		secret := corev1ac.SecretVolumeSource().WithSecretName(name)
+		if content.Patient {
+			secret.WithOptional(true)
+		}
+		volumes = append(volumes, corev1ac.Volume().WithName(secretVolume(i)).WithSecret(secret))
 	}
 	return volumes
 }
@@ -120,12 +154,12 @@ const configVolume = v1alpha1.SidecarName + "-config"
 // secretVolume names a volume by its number: a Secret's own name may be longer than a volume's.
 func secretVolume(i int) string { return fmt.Sprintf("%s-secret-%d", v1alpha1.SidecarName, i) }
 
-func mounts(p *v1alpha1.DedupPolicy) []*corev1ac.VolumeMountApplyConfiguration {
+func mounts(content Content) []*corev1ac.VolumeMountApplyConfiguration {
 	// Whole folders, never subPath: only they follow a change of the ConfigMap or Secret.
 	all := []*corev1ac.VolumeMountApplyConfiguration{
 		corev1ac.VolumeMount().WithName(configVolume).WithMountPath(ConfigDir).WithReadOnly(true),
 	}
-	for i, name := range Secrets(p) {
+	for i, name := range content.Secrets {
 		all = append(all, corev1ac.VolumeMount().WithName(secretVolume(i)).
 			WithMountPath(path.Join(SecretsDir, name)).WithReadOnly(true))
 	}
@@ -142,10 +176,10 @@ func probe(path string, port int32) *corev1ac.ProbeApplyConfiguration {
 		WithTimeoutSeconds(2)
 }
 
-func resources(p *v1alpha1.DedupPolicy) *corev1ac.ResourceRequirementsApplyConfiguration {
+func resources(asked *corev1.ResourceRequirements) *corev1ac.ResourceRequirementsApplyConfiguration {
 	r := defaultResources
-	if d := p.Spec.Deployment; d != nil && d.Resources != nil {
-		r = *d.Resources
+	if asked != nil {
+		r = *asked
 	}
 	ac := corev1ac.ResourceRequirements()
 	if len(r.Requests) > 0 {

@@ -13,7 +13,7 @@ import (
 // volumes to be added to the pod. The pod's containers start once dedupd is ready, and a Job
 // ends although dedupd still runs.
 func Sidecar(p *v1alpha1.DedupPolicy, o Options) (*corev1.Container, []corev1.Volume, error) {
-	container := Container(p, o).
+	container := Container(Of(p), o).
 		WithName(v1alpha1.SidecarName).
 		WithRestartPolicy(corev1.ContainerRestartPolicyAlways)
 	for i := range container.Ports {
@@ -24,7 +24,7 @@ func Sidecar(p *v1alpha1.DedupPolicy, o Options) (*corev1.Container, []corev1.Vo
 	if err != nil {
 		return nil, nil, err
 	}
-	volumes, err := typed[[]corev1.Volume](Volumes(p))
+	volumes, err := typed[[]corev1.Volume](Volumes(Of(p)))
 	if err != nil {
 		return nil, nil, err
 	}
