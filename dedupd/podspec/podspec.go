@@ -49,10 +49,11 @@ func (o Options) ports() (http, grpc int32) {
 
 // Content is what of its policies a pod of dedupd depends on. Of makes it for a single one.
 type Content struct {
-	// ConfigMap is the name of that which holds the configuration, Files are its keys. None: all
-	// keys are mounted, and dedupd takes those that are policies' files, see v1alpha1.PoolFile.
+	// ConfigMap is the name of that which holds the configuration, all of which is mounted. File is
+	// the key of the one policy; none: dedupd takes those that are policies' files, see
+	// v1alpha1.PoolFile. Other files may come and go beside it without another pod.
 	ConfigMap string
-	Files     []string
+	File      string
 
 	// Secrets are mounted, each under its own name.
 	Secrets []string
@@ -69,9 +70,9 @@ type Content struct {
 func Of(p *v1alpha1.DedupPolicy) Content {
 	c := Content{
 		ConfigMap: v1alpha1.ChildName(p.Name),
-		// By name, since dedupd reads every file of its folder: no key that someone else
-		// adds to the ConfigMap becomes a policy.
-		Files:   []string{v1alpha1.PolicyFile},
+		// By name, since dedupd reads every file of a folder: no key that someone else adds to
+		// the ConfigMap becomes a policy.
+		File:    v1alpha1.PolicyFile,
 		Secrets: Secrets(p),
 	}
 	if d := p.Spec.Deployment; d != nil {
@@ -86,7 +87,7 @@ func Container(content Content, o Options) *corev1ac.ContainerApplyConfiguration
 	c := corev1ac.Container().
 		WithName(v1alpha1.AppName).
 		WithImage(o.Image).
-		WithCommand("/dedupd", "serve", "-f", ConfigDir, "--mounted").
+		WithCommand("/dedupd", "serve", "-f", path.Join(ConfigDir, content.File), "--mounted").
 		WithPorts(port(v1alpha1.PortNameHTTP, http), port(v1alpha1.PortNameGRPC, grpc)).
 		WithResources(resources(content.Resources)).
 		// Ready is who has a configuration, whether the store answers or not: what to do without
@@ -111,11 +112,9 @@ func Container(content Content, o Options) *corev1ac.ContainerApplyConfiguration
 // Volumes are what a pod with the Container of the same content needs: its configuration and
 // every Secret that a store names.
 func Volumes(content Content) []*corev1ac.VolumeApplyConfiguration {
-	config := corev1ac.ConfigMapVolumeSource().WithName(content.ConfigMap)
-	for _, file := range content.Files {
-		config.WithItems(corev1ac.KeyToPath().WithKey(file).WithPath(file))
+	volumes := []*corev1ac.VolumeApplyConfiguration{
+		corev1ac.Volume().WithName(configVolume).WithConfigMap(corev1ac.ConfigMapVolumeSource().WithName(content.ConfigMap)),
 	}
-	volumes := []*corev1ac.VolumeApplyConfiguration{corev1ac.Volume().WithName(configVolume).WithConfigMap(config)}
 	for i, name := range content.Secrets {
 		secret := corev1ac.SecretVolumeSource().WithSecretName(name)
 		if content.Patient {

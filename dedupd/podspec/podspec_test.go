@@ -1,6 +1,7 @@
 package podspec_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,17 +105,20 @@ func contains(mounts []corev1.VolumeMount, want corev1.VolumeMount) bool {
 	return false
 }
 
-func TestOnlyThePolicyOfTheConfigMapIsMounted(t *testing.T) {
-	_, volumes, err := podspec.Sidecar(policy(), podspec.Options{})
+// dedupd reads every file of a folder: what someone else adds to the ConfigMap must not become a policy.
+func TestOnlyThePolicyOfTheConfigMapIsRead(t *testing.T) {
+	c, volumes, err := podspec.Sidecar(policy(), podspec.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []corev1.Volume{{Name: "dedupd-config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 		LocalObjectReference: corev1.LocalObjectReference{Name: "orders-dedupd"},
-		Items:                []corev1.KeyToPath{{Key: "policy.yaml", Path: "policy.yaml"}},
 	}}}}
 	if diff := cmp.Diff(want, volumes); diff != "" {
 		t.Errorf("volumes (-want +got):\n%s", diff)
+	}
+	if i := slices.Index(c.Command, "-f"); i < 0 || c.Command[i+1] != "/etc/dedupd/config/policy.yaml" {
+		t.Errorf("command %q, want -f with the policy's file", c.Command)
 	}
 }
 
@@ -129,7 +133,7 @@ func TestSidecarIsNativeAndStartsTheApplicationWhenReady(t *testing.T) {
 	if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
 		t.Errorf("restartPolicy %v: a Job would never end", c.RestartPolicy)
 	}
-	want := []string{"/dedupd", "serve", "-f", "/etc/dedupd/config", "--mounted", "--http-addr", ":18080", "--grpc-addr", ":19090"}
+	want := []string{"/dedupd", "serve", "-f", "/etc/dedupd/config/policy.yaml", "--mounted", "--http-addr", ":18080", "--grpc-addr", ":19090"}
 	if diff := cmp.Diff(want, c.Command); diff != "" {
 		t.Errorf("command (-want +got):\n%s", diff)
 	}
