@@ -39,7 +39,8 @@ type Config struct {
 	// Timeout bounds each single try of a call. Zero: 5s.
 	Timeout time.Duration
 
-	// Retry bounds how long a call is tried again while dedupd, or its store, does not answer.
+	// Retry bounds how long a call is tried again, after its first try, while dedupd, or its store,
+	// does not answer.
 	// Zero: 30s; negative: one try.
 	Retry time.Duration
 

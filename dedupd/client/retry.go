@@ -23,16 +23,13 @@ const (
 // retry calls until there is an answer, for as long as the configuration and ctx allow. Every
 // call of this package may be repeated: a check by its attempt, a settlement by its token.
 func (c *Client) retry(ctx context.Context, call func(context.Context) error) error {
+	err := c.try(ctx, call)
+	if err == nil || ctx.Err() != nil || !again(err) {
+		return translate(err)
+	}
 	enough, cancel := context.WithTimeout(ctx, max(c.config.Retry, 0))
-	defer cancel()
+	defer cancel() // not before the first try, which mostly is the only one
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
-		// Not under enough: one whole try there always is.
-		one, done := context.WithTimeout(ctx, c.config.Timeout)
-		err := call(one)
-		done()
-		if err == nil || ctx.Err() != nil || !again(err) {
-			return translate(err)
-		}
 		spread := rand.N(pause) //nolint:gosec // keeps callers apart, hides nothing
 		timer := time.NewTimer(max(pause/2+spread, min(advised(err), longPause)))
 		select {
@@ -41,7 +38,17 @@ func (c *Client) retry(ctx context.Context, call func(context.Context) error) er
 			timer.Stop()
 			return translate(err)
 		}
+		if err = c.try(ctx, call); err == nil || ctx.Err() != nil || !again(err) {
+			return translate(err)
+		}
 	}
+}
+
+// try calls once, within the time that a try has. It is a whole one also at the end of a retry.
+func (c *Client) try(ctx context.Context, call func(context.Context) error) error {
+	one, done := context.WithTimeout(ctx, c.config.Timeout)
+	defer done()
+	return call(one)
 }
 
 // again says whether another try may help. A deadline that passed is that of one try.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -33,6 +34,7 @@ type Stream struct {
 	sent    map[uint64][]*streamCall // guarded by mu: by the batch's id, on rpc
 	lastID  uint64                   // guarded by mu
 	most    int                      // guarded by mu: messages of a batch
+	corked  bool                     // guarded by mu: receive sends what waits, and soon
 }
 
 type checkStream = grpc.BidiStreamingClient[pb.CheckStreamRequest, pb.CheckStreamResponse]
@@ -114,7 +116,9 @@ func (s *Stream) send(call *streamCall) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting = append(s.waiting, call)
-	s.fly()
+	if !s.corked {
+		s.fly()
+	}
 }
 
 // fly sends what waits, as long as there may be another batch. It requires mu: one Send at a
@@ -182,9 +186,16 @@ func (s *Stream) receive(rpc checkStream) {
 			calls = slices.DeleteFunc(calls, func(c *streamCall) bool { return c.left })
 			s.waiting, calls = slices.Concat(calls, s.waiting), nil
 		}
-		s.fly()
+		s.corked = true
 		s.mu.Unlock()
 		deliver(calls, response)
+		// Who has an answer now often has another message at once. The first of them would be sent
+		// alone, and the others would wait for it: so they have a turn before what waits is sent.
+		runtime.Gosched()
+		s.mu.Lock()
+		s.corked = false
+		s.fly()
+		s.mu.Unlock()
 	}
 }
 
