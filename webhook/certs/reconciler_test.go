@@ -2,6 +2,10 @@ package certs
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -70,17 +74,23 @@ func (w *world) reconcile(t *testing.T) reconcile.Result {
 // trusts fails the test unless the API server accepts what the replica serves.
 func (w *world) trusts(t *testing.T, r *Reconciler) {
 	t.Helper()
-	configuration := &admissionv1.MutatingWebhookConfiguration{}
-	if err := w.Get(context.Background(), types.NamespacedName{Name: "webhook"}, configuration); err != nil {
-		t.Fatal(err)
-	}
 	c, err := r.GetCertificate(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := handshake(&Pair{TLS: *c}, configuration.Webhooks[0].ClientConfig.CABundle, w.now); err != nil {
+	if err := handshake(&Pair{TLS: *c}, w.published(t), w.now); err != nil {
 		t.Errorf("at %v: %v", w.now, err)
 	}
+}
+
+// published is what the API server trusts.
+func (w *world) published(t *testing.T) []byte {
+	t.Helper()
+	configuration := &admissionv1.MutatingWebhookConfiguration{}
+	if err := w.Get(context.Background(), types.NamespacedName{Name: "webhook"}, configuration); err != nil {
+		t.Fatal(err)
+	}
+	return configuration.Webhooks[0].ClientConfig.CABundle
 }
 
 func webhookConfiguration(webhooks ...admissionv1.WebhookClientConfig) *admissionv1.MutatingWebhookConfiguration {
@@ -120,21 +130,30 @@ func TestReconcilerMakesTheCertificateAndIsThenQuiet(t *testing.T) {
 	}
 }
 
-func TestReconcilerOverTwoRenewalsWithASlowSecondReplica(t *testing.T) {
+// Two servers run all the while. An API server that trusts what is published accepts them at each step, and
+// is answered over a new connection whenever a certificate or what is published has changed.
+func TestTheServersAnswerOverTwoRenewals(t *testing.T) {
 	w := newWorld(t, webhookConfiguration(service()))
 	slow := w.replica(t, prometheus.NewRegistry())
-	served := map[string]bool{}
+	servers := map[*Reconciler]*httptest.Server{w.reconciler: serve(t, w.reconciler), slow: serve(t, slow)}
+	asked, served := map[string]bool{}, map[string]bool{}
 	for w.now.Before(epoch.Add(2*RenewAfter + Lifetime)) {
 		result := w.reconcile(t)
-		w.trusts(t, w.reconciler)
-		if slow.serving.Load() != nil {
-			w.trusts(t, slow)
+		for r, server := range servers {
+			if r.serving.Load() == nil {
+				continue
+			}
+			w.trusts(t, r)
+			c, err := r.GetCertificate(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := server.URL + string(c.Leaf.Raw) + string(w.published(t))
+			if !asked[state] {
+				asked[state] = true
+				served[w.ask(t, server)] = true
+			}
 		}
-		c, err := w.reconciler.GetCertificate(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		served[string(c.Leaf.Raw)] = true
 		if _, err := slow.Reconcile(context.Background(), reconcile.Request{}); err != nil {
 			t.Fatal(err)
 		}
@@ -143,6 +162,34 @@ func TestReconcilerOverTwoRenewalsWithASlowSecondReplica(t *testing.T) {
 	if len(served) < 3 {
 		t.Errorf("%d certificates were served, want at least 3", len(served))
 	}
+}
+
+// serve answers every request, with the replica's certificate.
+func serve(t *testing.T, r *Reconciler) *httptest.Server {
+	t.Helper()
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	server.TLS = &tls.Config{GetCertificate: r.GetCertificate}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server
+}
+
+// ask sends a request as the API server would now, and returns the certificate that it was answered with.
+func (w *world) ask(t *testing.T, server *httptest.Server) string {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(w.published(t))
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		RootCAs: roots, ServerName: hosts[0], Time: func() time.Time { return w.now },
+	}}
+	response, err := (&http.Client{Transport: transport}).Get(server.URL)
+	if err != nil {
+		t.Fatalf("at %v: %v", w.now, err)
+	}
+	if err := response.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return string(response.TLS.PeerCertificates[0].Raw)
 }
 
 func TestReconcilerMends(t *testing.T) {
