@@ -23,6 +23,39 @@ func cannotBeInstalled() []string {
 	if os.Geteuid() != 0 {
 		lacks = append(lacks, "root: namespaces, cgroups and interfaces are made")
 	}
+	if len(lacks) > 0 {
+		return lacks
+	}
+	return append(namespacesLack(), cgroupsLack()...)
+}
+
+// A container has neither namespaces nor cgroups to give away, unless it is privileged.
+
+const isolated = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
+
+func namespacesLack() []string {
+	probe := exec.Command("/bin/true")
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: isolated}
+	if err := probe.Run(); err != nil {
+		return []string{fmt.Sprintf("namespaces for processes, mounts and the network, or the right to make them (CAP_SYS_ADMIN): %v", err)}
+	}
+	return nil
+}
+
+func cgroupsLack() []string {
+	all, err := hierarchies()
+	if err != nil {
+		return []string{"cgroups: " + err.Error()}
+	}
+	var lacks []string
+	for _, hierarchy := range all {
+		trial, err := os.MkdirTemp(hierarchy, "dedup-probe-")
+		if err != nil {
+			lacks = append(lacks, "writable cgroups: "+err.Error())
+			continue
+		}
+		_ = os.Remove(trial)
+	}
 	return lacks
 }
 
@@ -41,7 +74,7 @@ func requirements() error {
 		lacks = append(lacks, "the CNI plugins in /usr/lib/cni, of the Debian package containernetworking-plugins")
 	}
 	if len(lacks) == 0 {
-		lacks = kernelLacks()
+		lacks = nftablesLack()
 	}
 	return inWords(lacks)
 }
@@ -53,29 +86,15 @@ func inWords(lacks []string) error {
 	return errors.New("this machine can't run a Kubernetes node. It lacks:\n  - " + strings.Join(lacks, "\n  - ") + "\n" + otherwise)
 }
 
-// kernelLacks tries what the node will need of the kernel.
-func kernelLacks() []string {
-	var lacks []string
+// nftablesLack tries what kube-proxy will need of the kernel, in namespaces of its own: that leaves nothing behind.
+func nftablesLack() []string {
 	probe := exec.Command("nft", "add table ip dedup-probe; add chain ip dedup-probe nat { type nat hook prerouting priority dstnat; }; "+
 		"add rule ip dedup-probe nat ct state new numgen random mod 2 vmap { 0: accept, 1: accept }; add rule ip dedup-probe nat fib daddr type local accept")
-	// In namespaces of its own, which also shows that they can be made, and leaves nothing behind.
-	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC}
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: isolated}
 	if said, err := probe.CombinedOutput(); err != nil {
-		lacks = append(lacks, fmt.Sprintf("namespaces, or nftables with NAT (nf_tables, nf_nat, nft_numgen, nft_fib): %v %s", err, said))
+		return []string{fmt.Sprintf("nftables with NAT (nf_tables, nf_nat, nft_numgen, nft_fib): %v %s", err, said)}
 	}
-	all, err := hierarchies()
-	if err != nil {
-		return append(lacks, "cgroups: "+err.Error())
-	}
-	for _, hierarchy := range all {
-		trial, err := os.MkdirTemp(hierarchy, "dedup-probe-")
-		if err != nil {
-			lacks = append(lacks, "writable cgroups: "+err.Error())
-			continue
-		}
-		_ = os.Remove(trial)
-	}
-	return lacks
+	return nil
 }
 
 // onOverlay says whether a folder lies on an overlay file system.
