@@ -215,7 +215,7 @@ func options(s settings, scheme *runtime.Scheme, caches cache.Options, server ct
 		Cache:                         caches,
 		Metrics:                       metricsserver.Options{BindAddress: s.metricsAddress},
 		HealthProbeBindAddress:        s.probeAddress,
-		WebhookServer:                 ctrlwebhook.NewServer(server),
+		WebhookServer:                 webhook.NewServer(server),
 		LeaderElection:                s.leaderElect,
 		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       s.namespace,
