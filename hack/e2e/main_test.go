@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,6 +36,9 @@ var (
 	image      = os.Getenv("E2E_IMAGE")      // the one that the manifest names
 	nextImage  = os.Getenv("E2E_NEXT_IMAGE") // the same programs by another name
 	appImage   = os.Getenv("E2E_APP_IMAGE")  // of ./app
+
+	previousManifest = os.Getenv("E2E_PREVIOUS_MANIFEST") // dist/install.yaml of the version before
+	previousImage    = os.Getenv("E2E_PREVIOUS_IMAGE")    // and its programs
 )
 
 var (
@@ -56,6 +60,7 @@ func run(m *testing.M) (int, error) {
 	for name, value := range map[string]string{
 		"E2E_KUBECONFIG": kubeconfig, "E2E_KUBECTL": kubectlBin, "E2E_HOST": host, "E2E_MANIFEST": manifest,
 		"E2E_IMAGE": image, "E2E_NEXT_IMAGE": nextImage, "E2E_APP_IMAGE": appImage,
+		"E2E_PREVIOUS_MANIFEST": previousManifest, "E2E_PREVIOUS_IMAGE": previousImage,
 	} {
 		if value == "" {
 			return 0, fmt.Errorf("%s is not set: run make e2e", name)
@@ -82,7 +87,7 @@ func run(m *testing.M) (int, error) {
 		return 0, err
 	}
 	code := m.Run()
-	return code, uninstall(ctx)
+	return code, errors.Join(awaitGone(ctx), uninstall(ctx))
 }
 
 // install does what the README says, and waits until the operator is there.
@@ -93,8 +98,15 @@ func install(ctx context.Context, manifest string) error {
 	if _, err := kubectl(ctx, "", "wait", "--for=condition=Established", "crd/deduppolicies.dedupd.io", "--timeout=1m"); err != nil {
 		return err
 	}
-	_, err := kubectl(ctx, "", "rollout", "status", "-n", operatorNamespace, "deployment/dedup-operator-controller-manager", "--timeout=3m")
-	return err
+	return operatorIsRolledOut(ctx)
+}
+
+func operatorIsRolledOut(ctx context.Context) error {
+	if _, err := kubectl(ctx, "", "rollout", "status", "-n", operatorNamespace, operatorDeployment, "--timeout=3m"); err != nil {
+		return err
+	}
+	// An older replica may lead, and by its own lights, until it has ended.
+	return until(time.Minute, func() error { return operatorRuns(ctx, 2) })
 }
 
 func uninstall(ctx context.Context) error {
@@ -114,19 +126,25 @@ func kubectl(ctx context.Context, stdin string, args ...string) (string, error) 
 	return stdout.String(), nil
 }
 
-// eventually polls until check returns nil.
-func eventually(t *testing.T, limit time.Duration, check func() error) {
-	t.Helper()
+// until polls until check returns nil.
+func until(limit time.Duration, check func() error) error {
 	deadline := time.Now().Add(limit)
 	for {
 		err := check()
 		if err == nil {
-			return
+			return nil
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still not after %s: %v", limit, err)
+			return fmt.Errorf("still not after %s: %w", limit, err)
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func eventually(t *testing.T, limit time.Duration, check func() error) {
+	t.Helper()
+	if err := until(limit, check); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -137,8 +155,21 @@ func apply(t *testing.T, manifests string) {
 	}
 }
 
+// leaving are the namespaces of tests that have ended. Each takes half a minute to go: the namespace
+// controller looks after 5 s and, while pods are there, again after half of what they may take to end.
+// So the next test doesn't wait for that, and awaitGone does for all of them.
+var leaving []string
+
+func awaitGone(ctx context.Context) error {
+	if len(leaving) == 0 {
+		return nil
+	}
+	_, err := kubectl(ctx, "", append([]string{"wait", "--for=delete", "--timeout=3m"}, leaving...)...)
+	return err
+}
+
 // newNamespace enforces Pod Security "restricted". When the test has failed, what happened in it is
-// shown; then it is deleted, and the test waits until it is gone.
+// shown; then it is deleted.
 func newNamespace(t *testing.T, name string) string {
 	t.Helper()
 	ns := &corev1.Namespace{}
@@ -152,9 +183,10 @@ func newNamespace(t *testing.T, name string) string {
 		if t.Failed() {
 			show(t, name)
 		}
-		if _, err := kubectl(ctx, "", "delete", "namespace", name, "--ignore-not-found", "--timeout=2m"); err != nil {
+		if _, err := kubectl(ctx, "", "delete", "namespace", name, "--ignore-not-found", "--wait=false"); err != nil {
 			t.Error(err)
 		}
+		leaving = append(leaving, "namespace/"+name)
 	})
 	eventually(t, 30*time.Second, func() error {
 		return api.Get(t.Context(), client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{})

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -52,7 +53,6 @@ func TestWhileTheOperatorIsAwayOnlyNewConsumersWait(t *testing.T) {
 	expectSame(t, load, identities(appPods(t, namespace, "load")))
 }
 
-// scaleOperator returns when exactly so many replicas run and none is about to end.
 func scaleOperator(t *testing.T, replicas int) {
 	t.Helper()
 	d := &appsv1.Deployment{}
@@ -61,21 +61,25 @@ func scaleOperator(t *testing.T, replicas int) {
 	if err := api.Patch(contextOf(t), d, patch); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Minute, func() error {
-		// Also those that are about to end: they answer the API server as long as they are there.
-		var pods corev1.PodList
-		err := api.List(contextOf(t), &pods, client.InNamespace(operatorNamespace), client.MatchingLabels{"control-plane": "controller-manager"})
-		if err != nil {
-			return err
-		}
-		if err := api.Get(contextOf(t), client.ObjectKeyFromObject(d), d); err != nil {
-			return err
-		}
-		if len(pods.Items) != replicas || int(d.Status.AvailableReplicas) != replicas || int(d.Status.Replicas) != replicas {
-			return fmt.Errorf("%d operator pods, %d available, want %d", len(pods.Items), d.Status.AvailableReplicas, replicas)
-		}
-		return nil
-	})
+	eventually(t, 3*time.Minute, func() error { return operatorRuns(contextOf(t), replicas) })
+}
+
+// operatorRuns is nil if exactly so many replicas are there and available. Those that are about to end
+// count as well: they answer the API server, or lead, as long as they are there.
+func operatorRuns(ctx context.Context, replicas int) error {
+	var pods corev1.PodList
+	err := api.List(ctx, &pods, client.InNamespace(operatorNamespace), client.MatchingLabels{"control-plane": "controller-manager"})
+	if err != nil {
+		return err
+	}
+	d := &appsv1.Deployment{}
+	if err := api.Get(ctx, client.ObjectKey{Namespace: operatorNamespace, Name: "dedup-operator-controller-manager"}, d); err != nil {
+		return err
+	}
+	if len(pods.Items) != replicas || int(d.Status.AvailableReplicas) != replicas || int(d.Status.Replicas) != replicas {
+		return fmt.Errorf("%d operator pods, %d available, want %d", len(pods.Items), d.Status.AvailableReplicas, replicas)
+	}
+	return nil
 }
 
 // expectSame: no pod is another one, and none has restarted.

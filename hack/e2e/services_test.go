@@ -1,19 +1,16 @@
 package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"github.com/redis/go-redis/v9"
 )
 
 // Redis and RabbitMQ run on this machine, at an address that only the cluster's pods reach.
@@ -61,6 +58,11 @@ func (p *process) stop() {
 	case <-p.done:
 	case <-time.After(10 * time.Second):
 	}
+	p.kill()
+}
+
+// kill ends the process and what it started as a crash does.
+func (p *process) kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
@@ -77,33 +79,6 @@ func freePort(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return port
-}
-
-type redisServer struct {
-	process *process
-	address string
-	client  *redis.Client
-}
-
-// newRedis starts a redis-server that keeps everything and evicts nothing. Further arguments are its own.
-func newRedis(t *testing.T, args ...string) *redisServer {
-	t.Helper()
-	port := freePort(t)
-	r := &redisServer{address: net.JoinHostPort(host, port)}
-	r.process = start(t, nil, "redis-server", append([]string{
-		"--bind", host, "--port", port, "--dir", t.TempDir(), "--protected-mode", "no",
-		"--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction",
-	}, args...)...)
-	r.client = redis.NewClient(&redis.Options{Addr: r.address})
-	t.Cleanup(func() { _ = r.client.Close() })
-	eventually(t, 20*time.Second, func() error {
-		err := r.client.Ping(context.Background()).Err()
-		if err != nil && strings.HasPrefix(err.Error(), "NOAUTH") {
-			return nil
-		}
-		return err
-	})
-	return r
 }
 
 // rabbit is Debian's rabbitmq-server with a node and a port mapper of its own.
