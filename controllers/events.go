@@ -12,7 +12,6 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/controllers/render"
-	"github.com/dedupd/dedup-operator/dedupd/policy"
 )
 
 // event is something that a policy's user should know. It is recorded once what it speaks of
@@ -33,6 +32,7 @@ var announcements = []struct {
 }{
 	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonInvalid, event{corev1.EventTypeWarning, v1alpha1.EventInvalid, "Compile", ""}},
 	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonConflict, event{corev1.EventTypeWarning, v1alpha1.EventChildConflict, "Apply", ""}},
+	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonNoIssuerKeys, event{corev1.EventTypeWarning, v1alpha1.EventNoIssuerKeys, "Observe", ""}},
 	{v1alpha1.ConditionConfigLoaded, metav1.ConditionFalse, v1alpha1.ReasonRejected, event{corev1.EventTypeWarning, v1alpha1.EventConfigRejected, "Observe", ""}},
 	{v1alpha1.ConditionConfigLoaded, metav1.ConditionTrue, v1alpha1.ReasonUnknownFields, event{corev1.EventTypeWarning, v1alpha1.EventUnknownInConfig, "Observe", ""}},
 	{v1alpha1.ConditionStoreReachable, metav1.ConditionFalse, v1alpha1.ReasonUnreachable, event{corev1.EventTypeWarning, v1alpha1.EventStoreDown, "Observe", ""}},
@@ -77,7 +77,7 @@ func historyLost(before, after v1alpha1.DedupPolicyStatus) []event {
 // the memory of this process, is what makes a restart of the operator forget nothing.
 func historyNews(live *corev1.ConfigMap, in render.Input) []event {
 	data := live.Data[v1alpha1.PolicyFile]
-	if live.Annotations[v1alpha1.AnnotationConfigHash] != policy.HashConfig([]byte(data)) {
+	if live.Annotations[v1alpha1.AnnotationConfigHash] != render.ConfigHash([]byte(data), []byte(live.Data[v1alpha1.IssuerFile])) {
 		return nil // Not what the operator wrote: someone edited it, and now it is mended.
 	}
 	var old v1alpha1.DedupPolicy

@@ -35,6 +35,7 @@ type Reconciler struct {
 
 	Events events.EventRecorder
 	Status StatusClient
+	Issuer Issuer
 	Clock  clock.PassiveClock
 	Render render.Options
 }
@@ -50,7 +51,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 		refuse(p, v1alpha1.ReasonInvalid, sentence(errs), r.Clock.Now())
 		return reconcile.Result{}, r.publish(ctx, before, p)
 	}
-	in, err := render.NewInput(p, compiled, r.Render)
+	keys, err := r.issuerKeys(ctx, p)
+	if err != nil {
+		return r.refused(ctx, before, p, err)
+	}
+	in, err := render.NewInput(p, compiled, keys, r.Render)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -98,12 +103,16 @@ func (r *Reconciler) applyAll(ctx context.Context, p *v1alpha1.DedupPolicy, in r
 	return rolling, nil
 }
 
-// refused publishes why the children could not be applied, where the user can do something
+// refused publishes why the children could not be built or applied, where the user can do something
 // about it, and says when it is worth another try.
 func (r *Reconciler) refused(ctx context.Context, before, p *v1alpha1.DedupPolicy, err error) (reconcile.Result, error) {
 	now := r.Clock.Now()
 	var conflict *conflictError
+	var noKeys *noKeysError
 	switch {
+	case errors.As(err, &noKeys):
+		refuse(p, v1alpha1.ReasonNoIssuerKeys, tidy(noKeys.Error()), now)
+		return reconcile.Result{RequeueAfter: halfToOneMinute()}, r.publish(ctx, before, p)
 	case errors.As(err, &conflict):
 		// Nobody tells us when an object that is not ours goes.
 		refuse(p, v1alpha1.ReasonConflict, conflict.Error(), now)

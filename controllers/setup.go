@@ -83,11 +83,16 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 			return fmt.Errorf("registering the policies' metric: %w", err)
 		}
 	}
+	issuer, err := NewIssuer(m.GetConfig(), clock.RealClock{})
+	if err != nil {
+		return err
+	}
 	r := &Reconciler{
 		Client: m.GetClient(),
 		Live:   m.GetAPIReader(),
 		Events: m.GetEventRecorder(Name),
 		Status: o.StatusClient,
+		Issuer: issuer,
 		Clock:  clock.RealClock{},
 		Render: render.Options{Image: o.Image, PullPolicy: o.PullPolicy, OperatorNamespace: o.OperatorNamespace},
 	}

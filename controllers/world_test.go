@@ -59,11 +59,14 @@ func newWorld(t *testing.T) *world {
 		pods:   &podStatus{},
 		events: &eventLog{},
 	}
+	issuer, err := controllers.NewIssuer(restConfig, w.clock)
+	must(t, err)
 	w.r = &controllers.Reconciler{
 		Client: interceptor.NewClient(k8s, w.counting()),
 		Live:   k8s,
 		Events: w.events,
 		Status: w.pods,
+		Issuer: issuer,
 		Clock:  w.clock,
 		Render: render.Options{Image: "dedup-operator:test", OperatorNamespace: "dedup-system"},
 	}

@@ -57,6 +57,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags.StringVar(&o.grpcAddr, "grpc-addr", ":9090", "`HOST:PORT` for gRPC")
 	flags.StringVar(&o.pprofAddr, "pprof-addr", "", "`HOST:PORT` for Go's profiles, which tell whoever asks a lot: a loopback address (default: none are served)")
 	flags.StringVar(&o.secretsDir, "secrets-dir", "/etc/dedupd/secrets", "the `DIR` with a directory for each Secret that a policy names")
+	flags.StringVar(&o.config.CallerKeys, "caller-keys", "", "the `FILE` with the keys of the issuer of ServiceAccount tokens, for policies with callers (default issuer.jwks beside the policies)")
 	flags.DurationVar(&o.storeTimeout, "store-timeout", engine.DefaultTimeout, "how long a call of the store may take")
 	flags.IntVar(&o.maxPending, "max-pending", 10_000, "greatest `NUMBER` of operations on their way to a policy's store; what exceeds it is answered OVERLOADED")
 	flags.Var((*size)(&o.limits.MaxBody), "max-body", "greatest `SIZE` of a message's body")

@@ -40,6 +40,8 @@ func TestServeRefusesArguments(t *testing.T) {
 		"a level that is unknown":       {[]string{"-f", good, "--log-level", "loud"}, "-log-level"},
 		"a policy that is none":         {[]string{"-f", policyFile(t, "a: b")}, "apiVersion"},
 		"a policy of an unknown field":  {[]string{"-f", policyFile(t, headerPolicy+"  colour: blue\n")}, "colour"},
+		"callers and no keys of theirs": {[]string{"-f", policyFile(t, headerPolicy+"  callers: {serviceAccounts: [billing]}\n")}, "policy orders: spec.callers: the keys of the cluster's issuer"},
+		"keys that are not there":       {[]string{"-f", policyFile(t, headerPolicy+"  callers: {serviceAccounts: [billing]}\n"), "--caller-keys", "/nowhere.jwks"}, "/nowhere.jwks"},
 		"a file without any policy":     {[]string{"-f", policyFile(t, "")}, "polic"},
 		"a delay that is negative":      {[]string{"-f", good, "--drain-delay", "-1s"}, "--drain-delay"},
 		"headers that may be unlimited": {[]string{"-f", good, "--max-header", "0"}, "-max-header"},

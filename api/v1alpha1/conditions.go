@@ -31,6 +31,7 @@ const (
 	ReasonValid         = "Valid"         // Accepted=True
 	ReasonInvalid       = "Invalid"       // Accepted=False, the message starts with the field's path
 	ReasonConflict      = "Conflict"      // Accepted=False, a child's name is taken by an object that is not ours
+	ReasonNoIssuerKeys  = "NoIssuerKeys"  // Accepted=False, there is nothing to check the callers' tokens by
 	ReasonLoaded        = "Loaded"        // ConfigLoaded=True
 	ReasonOutdated      = "Outdated"      // ConfigLoaded=False, some replicas run another configuration
 	ReasonRejected      = "Rejected"      // ConfigLoaded=False, a replica does not accept the configuration
@@ -49,6 +50,7 @@ const (
 const (
 	EventInvalid         = "InvalidPolicy"    // Warning: the spec does not compile
 	EventChildConflict   = "ChildConflict"    // Warning: a child's name is taken
+	EventNoIssuerKeys    = "NoIssuerKeys"     // Warning: there is nothing to check the callers' tokens by
 	EventStoreMoved      = "StoreMoved"       // Warning: other addresses, history may start anew
 	EventEpochRaised     = "EpochRaised"      // Normal: a new key space, history starts anew
 	EventStoreUnsafe     = "StoreUnsafe"      // Warning: eviction or missing persistence

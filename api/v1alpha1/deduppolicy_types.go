@@ -119,6 +119,11 @@ type DedupPolicySpec struct {
 	// +optional
 	NearCache *NearCacheSpec `json:"nearCache,omitempty"`
 
+	// Who may ask dedupd about this policy's messages: check, settle, look up and forget them.
+	// Without it, whoever reaches dedupd may.
+	// +optional
+	Callers *CallersSpec `json:"callers,omitempty"`
+
 	// How dedupd runs for this policy.
 	// +optional
 	Deployment *DeploymentSpec `json:"deployment,omitempty"`
@@ -569,6 +574,26 @@ type MemoryStore struct {
 	// +kubebuilder:validation:Maximum=100000000
 	MaxEntries int64 `json:"maxEntries,omitempty"`
 }
+
+// CallersSpec says who may ask. A caller shows a token of its ServiceAccount with the audience
+// dedupd; a pod that names the policy by its label gets one, in the file that DEDUPD_TOKEN_FILE
+// names.
+type CallersSpec struct {
+	// The names of the ServiceAccounts of the policy's namespace that may ask. A pod that says
+	// nothing else runs as the ServiceAccount default.
+	// +required
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	ServiceAccounts []ServiceAccountName `json:"serviceAccounts"`
+}
+
+// ServiceAccountName is the name of a ServiceAccount.
+//
+// +kubebuilder:validation:MinLength=1
+// +kubebuilder:validation:MaxLength=253
+// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+type ServiceAccountName string
 
 // DeploymentSpec says how dedupd runs for a policy.
 //

@@ -65,6 +65,20 @@ const (
 	EnvGRPC     = "DEDUPD_GRPC"     // host:port
 	EnvPolicy   = "DEDUPD_POLICY"   // the policy's name
 	EnvConsumer = "DEDUPD_CONSUMER" // the consumer's name, to be sent as Dedup-Consumer
+
+	// EnvTokenFile names the file with the token that shows who asks, to be sent as
+	// "Authorization: Bearer".
+	EnvTokenFile = "DEDUPD_TOKEN_FILE" //nolint:gosec // a variable's name, not a secret
+)
+
+// The token of a connected container's ServiceAccount. It is good for asking dedupd and nothing
+// else, and the kubelet renews it in time.
+const (
+	TokenAudience       = "dedupd"
+	TokenSeconds  int64 = 3600
+	TokenVolume         = "dedupd-token"
+	TokenDir            = "/var/run/secrets/dedupd.io" //nolint:gosec // a folder, not a secret
+	TokenFileName       = "token"
 )
 
 // Ports of dedupd, and their names in Service and container.
@@ -85,6 +99,10 @@ func PoolFile(policy string) string { return policy + "." + PolicyFile }
 func IsPolicyFile(name string) bool {
 	return name == PolicyFile || strings.HasSuffix(name, "."+PolicyFile)
 }
+
+// IssuerFile is the key of the ConfigMap, and the file, that holds the public keys by which the
+// tokens of callers are checked. It is there for policies with callers.
+const IssuerFile = "issuer.jwks"
 
 // SidecarName is the name of the injected container and of its volumes' common prefix.
 const SidecarName = "dedupd"

@@ -33,31 +33,47 @@ type Input struct {
 	policy   *v1alpha1.DedupPolicy
 	compiled *policy.Policy
 	manifest []byte
+	keys     []byte // of the issuer of the callers' tokens; nil without callers
 	options  Options
 }
 
-// NewInput gathers what the objects of p are built from; compiled is p, compiled. The policy
-// must have its UID, or nothing would be deleted along with it.
-func NewInput(p *v1alpha1.DedupPolicy, compiled *policy.Policy, o Options) (Input, error) {
+// NewInput gathers what the objects of p are built from; compiled is p, compiled, and keys are
+// those of the issuer of its callers' tokens, nil without callers. The policy must have its UID,
+// or nothing would be deleted along with it.
+func NewInput(p *v1alpha1.DedupPolicy, compiled *policy.Policy, keys []byte, o Options) (Input, error) {
 	p = p.DeepCopy()
 	v1alpha1.SetDefaults(p)
 	manifest, err := policy.Manifest(p)
 	if err != nil {
 		return Input{}, err
 	}
-	return Input{ConfigHash: policy.HashConfig(manifest), policy: p, compiled: compiled, manifest: manifest, options: o}, nil
+	return Input{ConfigHash: ConfigHash(manifest, keys), policy: p, compiled: compiled, manifest: manifest, keys: keys, options: o}, nil
+}
+
+// ConfigHash is the hash that dedupd reports of a policy's manifest, with the keys by which its
+// callers are known where it has callers.
+func ConfigHash(manifest, keys []byte) string {
+	hash := policy.HashConfig(manifest)
+	if len(keys) > 0 {
+		hash = policy.HashWithKeys(hash, keys)
+	}
+	return hash
 }
 
 // Spec is the policy's, with every default filled in. It must not be changed.
 func (in Input) Spec() v1alpha1.DedupPolicySpec { return in.policy.Spec }
 
-// ConfigMap holds dedupd's configuration file.
+// ConfigMap holds dedupd's configuration file and, where the policy has callers, their issuer's keys.
 func ConfigMap(in Input) *corev1ac.ConfigMapApplyConfiguration {
+	files := map[string]string{v1alpha1.PolicyFile: string(in.manifest)}
+	if in.keys != nil {
+		files[v1alpha1.IssuerFile] = string(in.keys)
+	}
 	return corev1ac.ConfigMap(in.name(), in.policy.Namespace).
 		WithLabels(in.labels()).
 		WithOwnerReferences(in.owner()).
 		WithAnnotations(map[string]string{v1alpha1.AnnotationConfigHash: in.ConfigHash}).
-		WithData(map[string]string{v1alpha1.PolicyFile: string(in.manifest)})
+		WithData(files)
 }
 
 // Service is the endpoint of the policy's consumers.

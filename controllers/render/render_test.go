@@ -36,7 +36,11 @@ func input(t *testing.T, manifest []byte) render.Input {
 	if len(errs) > 0 {
 		t.Fatal(errs.ToAggregate())
 	}
-	in, err := render.NewInput(&p, compiled, options)
+	var keys []byte
+	if p.Spec.Callers != nil {
+		keys = []byte(`{"issuer": "https://cluster", "keys": []}`)
+	}
+	in, err := render.NewInput(&p, compiled, keys, options)
 	if err != nil {
 		t.Fatal(err)
 	}

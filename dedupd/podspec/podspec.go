@@ -51,7 +51,8 @@ func (o Options) ports() (http, grpc int32) {
 type Content struct {
 	// ConfigMap is the name of that which holds the configuration, all of which is mounted. File is
 	// the key of the one policy; none: dedupd takes those that are policies' files, see
-	// v1alpha1.PoolFile. Other files may come and go beside it without another pod.
+	// v1alpha1.PoolFile. The keys of the callers' issuer, v1alpha1.IssuerFile, come and go beside it
+	// without another pod.
 	ConfigMap string
 	File      string
 

@@ -44,12 +44,15 @@ type Policy struct {
 	// NearCache says what a replica remembers of the store's answers; no entries: nothing.
 	NearCache NearCache
 
+	// Callers are the ServiceAccounts of the namespace that may ask; none: everybody may.
+	Callers []string
+
 	// BirthKey is the key of the store's birth marker. It is the same in every epoch: it tells of
 	// the server, and not of what is remembered.
 	BirthKey string
 
-	// ConfigHash is the HashConfig of the file that the policy was read from; empty for one
-	// that was compiled from an object.
+	// ConfigHash is the HashConfig of the file that the policy was read from, and with callers
+	// the HashWithKeys; empty for one that was compiled from an object.
 	ConfigHash string
 
 	// UnknownFields are the paths of members that this version does not know, from a file
@@ -94,6 +97,11 @@ func Compile(p *v1alpha1.DedupPolicy) (*Policy, field.ErrorList) {
 	}
 	if n := s.NearCache; n != nil {
 		c.NearCache = NearCache{MaxEntries: int(n.MaxEntries), MaxAge: parseDuration(n.MaxAge)}
+	}
+	if s.Callers != nil {
+		for _, name := range s.Callers.ServiceAccounts {
+			c.Callers = append(c.Callers, string(name))
+		}
 	}
 	if c.Namespace == "" {
 		c.Namespace = "default"
@@ -250,4 +258,10 @@ func (p *Policy) StoreKey(k string) string {
 func HashConfig(file []byte) string {
 	sum := sha256.Sum256(file)
 	return hex.EncodeToString(sum[:8])
+}
+
+// HashWithKeys is the HashConfig of a policy with callers: it tells of the keys by which they
+// are known, too.
+func HashWithKeys(configHash string, keys []byte) string {
+	return HashConfig(append([]byte(configHash+"\n"), keys...))
 }

@@ -125,8 +125,24 @@ func (c *checker) spec(s *v1alpha1.DedupPolicySpec) {
 		c.upTo(at.Child("maxEntries"), n.MaxEntries, 10_000_000)
 		c.duration(at.Child("maxAge"), n.MaxAge, 100*time.Millisecond, 10*time.Minute)
 	}
+	if s.Callers != nil {
+		c.callers(at.Child("callers", "serviceAccounts"), s.Callers.ServiceAccounts)
+	}
 	if s.Deployment != nil {
 		c.deployment(at.Child("deployment"), s.Deployment, s.Store.Memory != nil)
+	}
+}
+
+func (c *checker) callers(at *field.Path, names []v1alpha1.ServiceAccountName) {
+	c.count(at, len(names), 1, 64)
+	for i, name := range names {
+		switch at := at.Index(i); {
+		case !c.length(at, string(name), 1, 253):
+		case !objectPattern.MatchString(string(name)):
+			c.invalid(at, name, "the name of a ServiceAccount: lower-case letters, digits, '-' and '.'")
+		case slices.Contains(names[:i], name):
+			c.errs = append(c.errs, field.Duplicate(at, name))
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ var (
 	prefixPattern   = regexp.MustCompile(`^[!-~]*$`)
 	databasePattern = regexp.MustCompile(`^[!-~]+$`)
 	schemaPattern   = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
-	secretPattern   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+	objectPattern   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 )
 
 func (c *checker) store(at *field.Path, s *v1alpha1.StoreSpec) {
@@ -133,7 +133,7 @@ func (c *checker) secret(at *field.Path, ref *v1alpha1.SecretRef) {
 	case ref == nil:
 	case ref.Name == "":
 		c.required(at, "the name of a Secret in the policy's namespace")
-	case c.length(at, ref.Name, 1, 253) && !secretPattern.MatchString(ref.Name):
+	case c.length(at, ref.Name, 1, 253) && !objectPattern.MatchString(ref.Name):
 		c.invalid(at, ref.Name, "the name of a Secret: lower-case letters, digits, '-' and '.'")
 	}
 }

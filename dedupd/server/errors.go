@@ -39,6 +39,8 @@ var answers = map[engine.Code]answerOf{
 	engine.Unavailable:     {http.StatusServiceUnavailable, codes.Unavailable},
 	engine.Overloaded:      {http.StatusServiceUnavailable, codes.Unavailable}, // not ResourceExhausted: that is TooLarge, which no retry helps
 	engine.Indeterminate:   {http.StatusServiceUnavailable, codes.Unavailable},
+	CodeUnauthenticated:    {http.StatusUnauthorized, codes.Unauthenticated},
+	CodePermissionDenied:   {http.StatusForbidden, codes.PermissionDenied},
 	CodeMethodNotAllowed:   {http.StatusMethodNotAllowed, codes.Unimplemented},
 	CodeTimeout:            {http.StatusRequestTimeout, codes.DeadlineExceeded},
 	CodeInternal:           {http.StatusInternalServerError, codes.Internal},
@@ -81,6 +83,9 @@ func writeProblem(w http.ResponseWriter, err error) {
 	})
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
+	if e.Code == CodeUnauthenticated {
+		h.Set("WWW-Authenticate", "Bearer") // which RFC 9110 wants with a 401
+	}
 	setRetryAfter(h, e.RetryAfter)
 	w.WriteHeader(code)
 	_, _ = w.Write(append(body, '\n')) // the caller has left if this fails

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
@@ -70,6 +71,9 @@ type options struct {
 	limits    Limits
 	timing    Timing
 	open      func(*policy.Policy) (store.Store, error)
+	issuer    []byte // the keys of the callers' issuer; nil: there is no such file
+	mounted   bool
+	now       func() time.Time
 }
 
 // fixture is a service at work on loopback.
@@ -116,6 +120,7 @@ func start(tb testing.TB, modify ...func(*options)) *fixture {
 			Poll: 10 * time.Millisecond, Health: 50 * time.Millisecond, Drain: 10 * time.Second,
 		},
 		open: openMemory,
+		now:  time.Now,
 	}
 	for _, m := range modify {
 		m(&o)
@@ -136,11 +141,14 @@ func start(tb testing.TB, modify ...func(*options)) *fixture {
 		},
 	)
 	f.Service = NewService(Options{
-		Registry: registry, Metrics: metrics, Limits: o.limits, Version: "test", Log: log, Now: time.Now,
+		Registry: registry, Metrics: metrics, Limits: o.limits, Version: "test", Log: log, Now: o.now,
 	})
 	f.config = filepath.Join(tb.TempDir(), "policies.yaml")
 	f.writeConfig(o.manifests)
-	if err := f.LoadConfig(Config{Path: f.config, Strict: true}); err != nil {
+	if o.issuer != nil {
+		f.writeKeys(o.issuer)
+	}
+	if err := f.LoadConfig(Config{Path: f.config, Strict: !o.mounted}); err != nil {
 		tb.Fatal(err)
 	}
 	httpOn, grpcOn := listen(tb), listen(tb)
@@ -172,13 +180,20 @@ func (f *fixture) stop() error {
 	return f.stopErr
 }
 
-func (f *fixture) writeConfig(text string) {
+func (f *fixture) writeConfig(text string) { f.write(f.config, []byte(text)) }
+
+// writeKeys writes the keys of the callers' issuer beside the policies.
+func (f *fixture) writeKeys(document []byte) {
+	f.write(filepath.Join(filepath.Dir(f.config), v1alpha1.IssuerFile), document)
+}
+
+func (f *fixture) write(file string, content []byte) {
 	f.t.Helper()
 	// As an editor or the kubelet does it: another file under the same name.
-	if err := os.WriteFile(f.config+".new", []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file+".new", content, 0o600); err != nil {
 		f.t.Fatal(err)
 	}
-	if err := os.Rename(f.config+".new", f.config); err != nil {
+	if err := os.Rename(file+".new", file); err != nil {
 		f.t.Fatal(err)
 	}
 }

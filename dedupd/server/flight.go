@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"google.golang.org/grpc/metadata"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
@@ -14,6 +17,7 @@ type flights struct {
 	ctx  context.Context //nolint:containedctx // the stream's, of which this is a part
 	send func(*pb.CheckStreamResponse) error
 	err  error // the first of send
+	ends error // why the stream ends when what has arrived is answered
 
 	of map[string]*flight // by policy
 }
@@ -56,7 +60,10 @@ func (f *flights) fly(batch []*pb.CheckStreamRequest, send func(*pb.CheckStreamR
 	if len(f.of) > maxIdlePolicies {
 		clear(f.of)
 	}
-	return f.err
+	if f.err != nil {
+		return f.err
+	}
+	return f.ends
 }
 
 // to is the flight to a policy's store.
@@ -123,6 +130,7 @@ func (f *flights) settle(policy string, one *flight) {
 		return
 	}
 	settled, err := f.api.settle(f.ctx, policy, one.settles)
+	f.endIf(err)
 	for i, id := range one.settleIDs {
 		switch {
 		case err != nil:
@@ -142,6 +150,7 @@ func (f *flights) check(policy string, one *flight) {
 		return // what nobody can be told of is better not marked
 	}
 	answers, err := f.api.check(f.ctx, policy, one.checks)
+	f.endIf(err)
 	for _, to := range one.askers {
 		switch {
 		case err != nil:
@@ -211,6 +220,15 @@ func (f *flights) answer(id uint64, a *engine.Answer) {
 	r.result.Answer = &r.answer
 	r.item.Id, r.item.Response = id, &r.result
 	f.respond(&r.item)
+}
+
+// endIf has the stream end, once what went together is answered, if the token that it was opened
+// with is not accepted: it cannot show another.
+func (f *flights) endIf(err error) {
+	var e *engine.Error
+	if errors.As(err, &e) && e.Code == CodeUnauthenticated && len(metadata.ValueFromIncomingContext(f.ctx, authorization)) > 0 {
+		f.ends = grpcError(err)
+	}
 }
 
 func (f *flights) refuse(id uint64, err error) {

@@ -59,7 +59,7 @@ func (s *Service) httpCheck(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, err)
 		return
 	}
-	answers, err := s.check(r.Context(), r.PathValue("policy"), []engine.Request{{
+	answers, err := s.check(asking(r.Context(), r.Header), r.PathValue("policy"), []engine.Request{{
 		Consumer: r.Header.Get(HeaderConsumer),
 		Attempt:  r.Header.Get(HeaderAttempt),
 		Message:  key.Message{Headers: httpHeaders(r.Header), Body: body},
@@ -89,7 +89,7 @@ func (s *Service) httpCheckBatch(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, err)
 		return
 	}
-	answers, err := s.checkBatch(r.Context(), r.PathValue("policy"), b.messages)
+	answers, err := s.checkBatch(asking(r.Context(), r.Header), r.PathValue("policy"), b.messages)
 	if err != nil {
 		writeProblem(w, err)
 		return
@@ -115,7 +115,7 @@ func (s *Service) httpSettle(verb store.Verb) http.HandlerFunc {
 			writeProblem(w, err)
 			return
 		}
-		settled, err := s.settle(r.Context(), r.PathValue("policy"), []engine.Settle{{Verb: verb, Key: in.key, Token: in.token}})
+		settled, err := s.settle(asking(r.Context(), r.Header), r.PathValue("policy"), []engine.Settle{{Verb: verb, Key: in.key, Token: in.token}})
 		if err != nil {
 			writeProblem(w, err)
 			return
@@ -132,7 +132,7 @@ func (s *Service) httpSettle(verb store.Verb) http.HandlerFunc {
 }
 
 func (s *Service) httpLookup(w http.ResponseWriter, r *http.Request) {
-	found, err := s.lookup(r.Context(), r.PathValue("policy"), r.PathValue("key"))
+	found, err := s.lookup(asking(r.Context(), r.Header), r.PathValue("policy"), r.PathValue("key"))
 	if err != nil {
 		writeProblem(w, err)
 		return
@@ -152,7 +152,7 @@ func (s *Service) httpLookup(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Service) httpForget(w http.ResponseWriter, r *http.Request) {
-	existed, err := s.forget(r.Context(), r.PathValue("policy"), r.PathValue("key"))
+	existed, err := s.forget(asking(r.Context(), r.Header), r.PathValue("policy"), r.PathValue("key"))
 	if err != nil {
 		writeProblem(w, err)
 		return

@@ -18,6 +18,10 @@ import (
 type Config struct {
 	Path   string
 	Strict bool // an unknown field is an error
+
+	// CallerKeys is the file with the keys by which the tokens of policies' callers are checked;
+	// empty: v1alpha1.IssuerFile beside the policies.
+	CallerKeys string
 }
 
 // config is what the service knows of its configuration. Only one goroutine at a time uses it.
@@ -75,7 +79,7 @@ func (s *Service) reload() {
 
 func (s *Service) load() error {
 	// Taken before the files are read: what changes in between is seen at the next tick.
-	found, err := fingerprint(s.config.Path)
+	found, err := fingerprint(s.config.Path, s.config.keysFile())
 	if err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -86,7 +90,13 @@ func (s *Service) load() error {
 	if err != nil {
 		return err
 	}
+	callers, err := s.loadCallers(policies)
+	if err != nil {
+		return err
+	}
 	before := s.Registry.Names()
+	// Before the policies, so that none of them is asked for with the keys of before.
+	s.callers.Store(callers)
 	if err := s.Registry.Apply(policies); err != nil {
 		return err
 	}
@@ -118,8 +128,8 @@ func (s *Service) announce(p *policy.Policy) {
 }
 
 // fingerprint is a hash of the file, or of every file of the directory that has no dot in
-// front. It may cover more files than are loaded, never fewer.
-func fingerprint(path string) (string, error) {
+// front, and of another file if it is there. It may cover more files than are loaded, never fewer.
+func fingerprint(path, another string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return "", err
@@ -137,6 +147,9 @@ func fingerprint(path string) (string, error) {
 				files = append(files, filepath.Join(path, e.Name()))
 			}
 		}
+	}
+	if _, err := os.Stat(another); err == nil {
+		files = append(files, another)
 	}
 	all := sha256.New()
 	for _, file := range files {

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -49,21 +50,26 @@ type Service struct {
 	configError atomic.Pointer[string]
 	config      config
 
+	// callers is never nil: what policies with callers verify tokens by.
+	callers atomic.Pointer[callers]
+
 	// reloaded has the stores asked without waiting for the next tick.
 	reloaded chan struct{}
 }
 
 // NewService returns a service.
 func NewService(o Options) *Service {
-	return &Service{
+	s := &Service{
 		Options:  o,
 		inFlight: inFlight{limit: o.Limits.MaxInFlight, shown: o.Metrics.inFlight},
 		stopping: make(chan struct{}), reloaded: make(chan struct{}, 1),
 	}
+	s.callers.Store(&callers{missing: errors.New("no configuration was read yet")})
+	return s
 }
 
 func (s *Service) check(ctx context.Context, policy string, requests []engine.Request) ([]engine.Answer, error) {
-	run, err := s.Registry.acquire(policy)
+	run, err := s.acquire(ctx, policy)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +101,7 @@ func (s *Service) checkBatch(ctx context.Context, policy string, messages []batc
 }
 
 func (s *Service) settle(ctx context.Context, policy string, ops []engine.Settle) ([]engine.Settled, error) {
-	run, err := s.Registry.acquire(policy)
+	run, err := s.acquire(ctx, policy)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +112,7 @@ func (s *Service) settle(ctx context.Context, policy string, ops []engine.Settle
 }
 
 func (s *Service) lookup(ctx context.Context, policy, key string) (engine.Found, error) {
-	run, err := s.Registry.acquire(policy)
+	run, err := s.acquire(ctx, policy)
 	if err != nil {
 		return engine.Found{}, err
 	}
@@ -115,7 +121,7 @@ func (s *Service) lookup(ctx context.Context, policy, key string) (engine.Found,
 }
 
 func (s *Service) forget(ctx context.Context, policy, key string) (bool, error) {
-	run, err := s.Registry.acquire(policy)
+	run, err := s.acquire(ctx, policy)
 	if err != nil {
 		return false, err
 	}

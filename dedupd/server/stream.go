@@ -26,6 +26,7 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 	go receive(stream, q)
 	stop := context.AfterFunc(stream.Context(), func() { q.close(stream.Context().Err()) })
 	defer stop()
+	defer g.tokenEnds(stream.Context(), func() { q.close(errTokenEnded) })()
 	go func() {
 		select {
 		case <-g.stopping:
