@@ -36,6 +36,11 @@ type Config struct {
 	// consumer, another for each other consumer. Environment: DEDUPD_CONSUMER.
 	Consumer string
 
+	// TokenFile is the file with the token that shows who asks, for a policy that says who may
+	// (spec.callers). It is read anew as the kubelet renews it. Empty: nobody says who asks.
+	// Environment: DEDUPD_TOKEN_FILE.
+	TokenFile string
+
 	// Timeout bounds each single try of a call. Zero: 5s.
 	Timeout time.Duration
 
@@ -54,20 +59,24 @@ type Config struct {
 
 // The names of the environment variables, as the operator's webhook sets them.
 const (
-	envTarget   = "DEDUPD_GRPC"
-	envPolicy   = "DEDUPD_POLICY"
-	envConsumer = "DEDUPD_CONSUMER"
+	envTarget    = "DEDUPD_GRPC"
+	envPolicy    = "DEDUPD_POLICY"
+	envConsumer  = "DEDUPD_CONSUMER"
+	envTokenFile = "DEDUPD_TOKEN_FILE" //nolint:gosec // a variable's name, not a secret
 )
 
 // FromEnv reads a configuration from the environment that the operator gives to a pod with
 // the label dedupd.io/policy. getenv is os.Getenv.
 func FromEnv(getenv func(string) string) Config {
-	return Config{Target: getenv(envTarget), Policy: getenv(envPolicy), Consumer: getenv(envConsumer)}
+	return Config{
+		Target: getenv(envTarget), Policy: getenv(envPolicy), Consumer: getenv(envConsumer), TokenFile: getenv(envTokenFile),
+	}
 }
 
 // Client asks dedupd. It is safe for concurrent use.
 type Client struct {
 	config Config
+	token  *tokenFile // nil: none is sent
 	conn   *grpc.ClientConn
 	rpc    pb.DedupServiceClient
 }
@@ -89,15 +98,21 @@ func New(c Config) (*Client, error) {
 	if c.Now == nil {
 		c.Now = time.Now //nolint:forbidigo // a consumer's main has no clock to pass
 	}
-	options := append([]grpc.DialOption{
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-	}, c.DialOptions...)
+	}
+	var token *tokenFile
+	if c.TokenFile != "" {
+		token = &tokenFile{path: c.TokenFile, now: c.Now}
+		options = append(options, grpc.WithPerRPCCredentials(token))
+	}
+	options = append(options, c.DialOptions...)
 	conn, err := grpc.NewClient(c.Target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("client: target %q: %w", c.Target, err)
 	}
-	return &Client{config: c, conn: conn, rpc: pb.NewDedupServiceClient(conn)}, nil
+	return &Client{config: c, token: token, conn: conn, rpc: pb.NewDedupServiceClient(conn)}, nil
 }
 
 // Close ends the client's connections.

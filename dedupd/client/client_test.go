@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/dedupd/dedup-operator/dedupd/caller"
+	"github.com/dedupd/dedup-operator/dedupd/caller/callertest"
 	"github.com/dedupd/dedup-operator/dedupd/client"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
@@ -53,6 +55,15 @@ spec:
   key: {strategy: MessageID, messageID: {header: message-id}}
   ttl: 1h
   store: {memory: {}}
+---
+apiVersion: dedupd.io/v1alpha1
+kind: DedupPolicy
+metadata: {name: guarded, namespace: shop}
+spec:
+  key: {strategy: MessageID, messageID: {header: message-id}}
+  ttl: 1h
+  callers: {serviceAccounts: [checkout]}
+  store: {memory: {}}
 `
 
 // lease is that of policy claims: a busy machine does not sleep through it.
@@ -75,8 +86,14 @@ func serve(t *testing.T) string {
 		Limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 8 << 20},
 	})
 	path := filepath.Join(t.TempDir(), "p.yaml")
-	if err := os.WriteFile(path, []byte(manifests), 0o600); err != nil {
+	keys, err := caller.NewDocument(callertest.Discovery(), callertest.Set(t, "rsa"))
+	if err != nil {
 		t.Fatal(err)
+	}
+	for file, content := range map[string][]byte{path: []byte(manifests), filepath.Join(filepath.Dir(path), "issuer.jwks"): keys} {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := service.LoadConfig(server.Config{Path: path, Strict: true}); err != nil {
 		t.Fatal(err)
@@ -318,10 +335,10 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 func TestFromEnv(t *testing.T) {
-	env := map[string]string{"DEDUPD_GRPC": "orders-dedupd.shop.svc:9090", "DEDUPD_POLICY": "orders", "DEDUPD_CONSUMER": "billing"}
+	env := map[string]string{"DEDUPD_GRPC": "orders-dedupd.shop.svc:9090", "DEDUPD_POLICY": "orders", "DEDUPD_CONSUMER": "billing", "DEDUPD_TOKEN_FILE": "/token"}
 	get := func(name string) string { return env[name] }
 	got := client.FromEnv(get)
-	if got.Target != env["DEDUPD_GRPC"] || got.Policy != "orders" || got.Consumer != "billing" {
+	if got.Target != env["DEDUPD_GRPC"] || got.Policy != "orders" || got.Consumer != "billing" || got.TokenFile != "/token" {
 		t.Errorf("got %+v", got)
 	}
 	for _, name := range []string{"DEDUPD_GRPC", "DEDUPD_POLICY"} {

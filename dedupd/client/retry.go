@@ -24,8 +24,8 @@ const (
 // call of this package may be repeated: a check by its attempt, a settlement by its token.
 func (c *Client) retry(ctx context.Context, call func(context.Context) error) error {
 	err := c.try(ctx, call)
-	if err == nil || ctx.Err() != nil || !again(err) {
-		return translate(err)
+	if err == nil || ctx.Err() != nil || !c.again(err) {
+		return c.translate(err)
 	}
 	enough, cancel := context.WithTimeout(ctx, max(c.config.Retry, 0))
 	defer cancel() // not before the first try, which mostly is the only one
@@ -36,10 +36,10 @@ func (c *Client) retry(ctx context.Context, call func(context.Context) error) er
 		case <-timer.C:
 		case <-enough.Done():
 			timer.Stop()
-			return translate(err)
+			return c.translate(err)
 		}
-		if err = c.try(ctx, call); err == nil || ctx.Err() != nil || !again(err) {
-			return translate(err)
+		if err = c.try(ctx, call); err == nil || ctx.Err() != nil || !c.again(err) {
+			return c.translate(err)
 		}
 	}
 }
@@ -51,11 +51,14 @@ func (c *Client) try(ctx context.Context, call func(context.Context) error) erro
 	return call(one)
 }
 
-// again says whether another try may help. A deadline that passed is that of one try.
-func again(err error) bool {
+// again says whether another try may help. A deadline that passed is that of one try. A token
+// that is not accepted may be renewed already, and a new key of its issuer's on its way to dedupd.
+func (c *Client) again(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return true
+	case codes.Unauthenticated:
+		return c.token != nil
 	default:
 		return false
 	}
@@ -71,8 +74,12 @@ func advised(err error) time.Duration {
 	return 0
 }
 
-// translate gives the one code that consumers act on a name of its own.
-func translate(err error) error {
+// translate gives the one code that consumers act on a name of its own, and says why no token
+// was shown where that is what is missing.
+func (c *Client) translate(err error) error {
+	if c.token != nil && status.Code(err) == codes.Unauthenticated {
+		return errors.Join(err, c.token.unread())
+	}
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetReason() == "STALE_TOKEN" {
 			return errors.Join(ErrStale, err)

@@ -245,6 +245,10 @@ func fromError(e *pb.Error) error {
 		code = codes.Unavailable
 	case "NOT_FOUND":
 		code = codes.NotFound
+	case "UNAUTHENTICATED":
+		code = codes.Unauthenticated
+	case "PERMISSION_DENIED":
+		code = codes.PermissionDenied
 	case "TOO_LARGE":
 		code = codes.ResourceExhausted
 	case "INTERNAL":
