@@ -59,6 +59,9 @@ func testAdmissionPolicies(t *testing.T, c client.Client) {
 	for name, test := range consumers {
 		pods[name] = test.pod
 	}
+	for name, pod := range tokens {
+		pods[name] = pod
+	}
 	for name, pod := range pods {
 		t.Run("by admission policy: "+name, func(t *testing.T) {
 			want, err := Inject(pod, options, nil)
@@ -108,11 +111,35 @@ func testAdmissionPolicies(t *testing.T, c client.Client) {
 	}
 }
 
-// connection is what an injection decides of a pod: the mark, and each container's variables.
-func connection(pod *corev1.Pod) map[string][]corev1.EnvVar {
-	all := map[string][]corev1.EnvVar{"mark": env("mark", pod.Annotations[v1alpha1.AnnotationInjected])}
+// connectionOf is what an injection decides of a pod: the mark, each container's variables and its
+// mounts of the token, and the token's volume.
+type connectionOf struct {
+	Mark    string
+	Env     map[string][]corev1.EnvVar
+	Mounts  map[string][]corev1.VolumeMount
+	Volumes []corev1.Volume
+}
+
+func connection(pod *corev1.Pod) connectionOf {
+	all := connectionOf{
+		Mark: pod.Annotations[v1alpha1.AnnotationInjected], Env: map[string][]corev1.EnvVar{}, Mounts: map[string][]corev1.VolumeMount{},
+	}
 	for _, c := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
-		all[c.Name] = c.Env
+		all.Env[c.Name] = c.Env
+		for _, m := range c.VolumeMounts {
+			if m.Name == v1alpha1.TokenVolume || m.MountPath == v1alpha1.TokenDir {
+				all.Mounts[c.Name] = append(all.Mounts[c.Name], m)
+			}
+		}
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == v1alpha1.TokenVolume {
+			v = *v.DeepCopy()
+			if v.Projected != nil {
+				v.Projected.DefaultMode = nil // the API server's default
+			}
+			all.Volumes = append(all.Volumes, v)
+		}
 	}
 	return all
 }

@@ -40,7 +40,7 @@ func TestAPIServer(t *testing.T) {
 
 	t.Run("a pod is connected to its policy's endpoint before the policy exists", func(t *testing.T) {
 		pod := create(t, c, newPod(unowned, named("early")))
-		want := slices.Concat(endpointEnv[:3], env(v1alpha1.EnvConsumer, "early"))
+		want := slices.Concat(endpointEnv[:3], env(v1alpha1.EnvConsumer, "early"), endpointEnv[4:])
 		if !slices.Equal(pod.Spec.Containers[0].Env, want) {
 			t.Errorf("env %v, want %v", pod.Spec.Containers[0].Env, want)
 		}

@@ -76,7 +76,7 @@ func fuzzedPod(owner string, shape []byte) *corev1.Pod {
 		unowned(pod)
 		pod.GenerateName = owner
 	}
-	names := []string{"app", v1alpha1.SidecarName, "dedupd-config", "DEDUPD_URL"}
+	names := []string{"app", v1alpha1.SidecarName, "dedupd-config", v1alpha1.TokenVolume}
 	envs := [][]corev1.EnvVar{nil, env("A", "1", "A", "2"), env("X", "", "DEDUPD_URL", "http://mine"), env("DEDUPD_POLICY", "", "DEDUPD_CONSUMER", "c")}
 	always := corev1.ContainerRestartPolicyAlways
 	for _, b := range shape {
@@ -86,6 +86,7 @@ func fuzzedPod(owner string, shape []byte) *corev1.Pod {
 		}
 		if b&32 != 0 {
 			c.Ports = []corev1.ContainerPort{{ContainerPort: SidecarPortHTTP, Protocol: corev1.ProtocolUDP}}
+			c.VolumeMounts = []corev1.VolumeMount{{Name: v1alpha1.TokenVolume, MountPath: []string{"/elsewhere", v1alpha1.TokenDir}[b&1]}}
 		}
 		switch b >> 6 {
 		case 0:
@@ -95,7 +96,10 @@ func fuzzedPod(owner string, shape []byte) *corev1.Pod {
 		case 2:
 			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: names[b&3]})
 		default:
-			pod.Spec.HostNetwork = true
+			pod.Spec.HostNetwork = b&1 == 0
+			if b&2 != 0 {
+				pod.Spec.ServiceAccountName = ""
+			}
 		}
 	}
 	return pod
@@ -118,7 +122,13 @@ func connected(t *testing.T, pod *corev1.Pod) {
 		if c.Name == v1alpha1.SidecarName && pod.Annotations[v1alpha1.AnnotationInjected] == v1alpha1.InjectSidecar {
 			continue
 		}
-		for _, name := range []string{v1alpha1.EnvURL, v1alpha1.EnvGRPC, v1alpha1.EnvPolicy, v1alpha1.EnvConsumer} {
+		if pod.Spec.ServiceAccountName != "" && !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == v1alpha1.TokenDir }) {
+			t.Fatalf("container %q has no token", c.Name)
+		}
+		for _, name := range ourVariables {
+			if name == v1alpha1.EnvTokenFile && pod.Spec.ServiceAccountName == "" {
+				continue
+			}
 			if !slices.ContainsFunc(c.Env, func(v corev1.EnvVar) bool { return v.Name == name }) {
 				t.Fatalf("container %q has no %s", c.Name, name)
 			}
@@ -126,8 +136,11 @@ func connected(t *testing.T, pod *corev1.Pod) {
 	}
 }
 
-// withoutOurs is a pod without what the webhook may add: its mark, its four variables where the
-// user had none of the name, and at the ends of their lists the sidecar and its volumes.
+var ourVariables = []string{v1alpha1.EnvURL, v1alpha1.EnvGRPC, v1alpha1.EnvPolicy, v1alpha1.EnvConsumer, v1alpha1.EnvTokenFile}
+
+// withoutOurs is a pod without what the webhook may add: its mark, its variables where the user
+// had none of the name, a mount of the token where the user mounted nothing, and at the ends of their
+// lists the sidecar and the volumes.
 func withoutOurs(before, after *corev1.Pod) *corev1.Pod {
 	pod := after.DeepCopy()
 	delete(pod.Annotations, v1alpha1.AnnotationInjected)
@@ -136,15 +149,17 @@ func withoutOurs(before, after *corev1.Pod) *corev1.Pod {
 	}
 	if n := len(before.Spec.InitContainers); len(pod.Spec.InitContainers) == n+1 && pod.Spec.InitContainers[n].Name == v1alpha1.SidecarName {
 		pod.Spec.InitContainers = pod.Spec.InitContainers[:n]
-		pod.Spec.Volumes = pod.Spec.Volumes[:len(before.Spec.Volumes)]
 	}
+	pod.Spec.Volumes = pod.Spec.Volumes[:len(before.Spec.Volumes)]
 	strip := func(before, after []corev1.Container) {
 		for i := range min(len(before), len(after)) {
 			had := before[i].Env
 			after[i].Env = slices.DeleteFunc(after[i].Env, func(v corev1.EnvVar) bool {
-				ours := v.Name == v1alpha1.EnvURL || v.Name == v1alpha1.EnvGRPC || v.Name == v1alpha1.EnvPolicy || v.Name == v1alpha1.EnvConsumer
-				return ours && !slices.ContainsFunc(had, func(h corev1.EnvVar) bool { return h.Name == v.Name })
+				return slices.Contains(ourVariables, v.Name) && !slices.ContainsFunc(had, func(h corev1.EnvVar) bool { return h.Name == v.Name })
 			})
+			if n := len(before[i].VolumeMounts); len(after[i].VolumeMounts) == n+1 && after[i].VolumeMounts[n].Name == v1alpha1.TokenVolume {
+				after[i].VolumeMounts = after[i].VolumeMounts[:n]
+			}
 		}
 	}
 	strip(before.Spec.InitContainers, pod.Spec.InitContainers)

@@ -44,11 +44,12 @@ func Inject(pod *corev1.Pod, o Options, policy *v1alpha1.DedupPolicy) (*corev1.P
 // additions is all that an injection does to a pod. Nothing is ever removed or replaced, but for
 // the webhook's own mark.
 type additions struct {
-	mark    string            // the value of v1alpha1.AnnotationInjected
-	env     []corev1.EnvVar   // to each container that has no variable of the name
-	skip    string            // the init container that gets no env: our own sidecar
-	sidecar *corev1.Container // to the init containers, nil for none
-	volumes []corev1.Volume   // to the pod
+	mark    string              // the value of v1alpha1.AnnotationInjected
+	env     []corev1.EnvVar     // to each container that has no variable of the name
+	mount   *corev1.VolumeMount // to each container that mounts nothing there, nil for none
+	skip    string              // the init container that gets neither: our own sidecar
+	sidecar *corev1.Container   // to the init containers, nil for none
+	volumes []corev1.Volume     // to the pod
 }
 
 // plan decides what is added to a pod.
@@ -79,6 +80,7 @@ func plan(pod *corev1.Pod, o Options, policy *v1alpha1.DedupPolicy) (*additions,
 		{Name: v1alpha1.EnvPolicy, Value: name},
 		{Name: v1alpha1.EnvConsumer, Value: consumer},
 	}
+	a.addToken(pod)
 	return a, nil
 }
 
@@ -91,17 +93,21 @@ func (a *additions) apply(pod *corev1.Pod) {
 	pod.Annotations[v1alpha1.AnnotationInjected] = a.mark
 	for i := range pod.Spec.InitContainers {
 		if c := &pod.Spec.InitContainers[i]; c.Name != a.skip {
-			c.Env = append(a.missingEnv(c), c.Env...)
+			a.connect(c)
 		}
 	}
 	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		c.Env = append(a.missingEnv(c), c.Env...)
+		a.connect(&pod.Spec.Containers[i])
 	}
 	if a.sidecar != nil {
 		pod.Spec.InitContainers = append(pod.Spec.InitContainers, *a.sidecar.DeepCopy())
 	}
 	pod.Spec.Volumes = append(pod.Spec.Volumes, a.volumes...)
+}
+
+func (a *additions) connect(c *corev1.Container) {
+	c.Env = append(a.missingEnv(c), c.Env...)
+	c.VolumeMounts = append(c.VolumeMounts, a.missingMounts(c)...)
 }
 
 // missingEnv are the variables that a container does not have yet.

@@ -29,7 +29,8 @@ func newPod(modify ...func(*corev1.Pod)) *corev1.Pod {
 				APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "checkout-6d4cf56db6", UID: "1", Controller: &controller,
 			}},
 		},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "checkout:1"}}},
+		// As the API server sends it, whose own plugin for ServiceAccounts comes first.
+		Spec: corev1.PodSpec{ServiceAccountName: "default", Containers: []corev1.Container{{Name: "app", Image: "checkout:1"}}},
 	}
 	for _, m := range modify {
 		m(pod)
@@ -48,6 +49,8 @@ func labelled(key, value string) func(*corev1.Pod) {
 func owned(kind, name string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.OwnerReferences[0].Kind, p.OwnerReferences[0].Name = kind, name }
 }
+
+func noAccount(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }
 
 func unowned(p *corev1.Pod) { p.OwnerReferences = nil }
 
@@ -75,6 +78,15 @@ func inMemory(p *v1alpha1.DedupPolicy) {
 	p.Spec.Store = v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}}
 }
 
+// changed is a copy of a pod, changed by the modifiers.
+func changed(pod *corev1.Pod, modify ...func(*corev1.Pod)) *corev1.Pod {
+	pod = pod.DeepCopy()
+	for _, m := range modify {
+		m(pod)
+	}
+	return pod
+}
+
 func env(pairs ...string) []corev1.EnvVar {
 	var list []corev1.EnvVar
 	for i := 0; i < len(pairs); i += 2 {
@@ -88,13 +100,52 @@ var endpointEnv = env(
 	"DEDUPD_GRPC", "orders-dedupd.shop.svc:9090",
 	"DEDUPD_POLICY", "orders",
 	"DEDUPD_CONSUMER", "checkout",
+	"DEDUPD_TOKEN_FILE", "/var/run/secrets/dedupd.io/token",
 )
+
+// token is the volume of the token, and tokenMount its mount.
+var (
+	tokenSeconds int64 = 3600
+	token              = corev1.Volume{Name: "dedupd-token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience: "dedupd", ExpirationSeconds: &tokenSeconds, Path: "token",
+		}}},
+	}}}
+	tokenMount = []corev1.VolumeMount{{Name: "dedupd-token", MountPath: "/var/run/secrets/dedupd.io", ReadOnly: true}}
+)
+
+// withToken has the first container mount the token, and the pod its volume.
+func withToken(p *corev1.Pod) {
+	p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, tokenMount...)
+	p.Spec.Volumes = append(p.Spec.Volumes, token)
+}
+
+// tokens are pods that have volumes, or may have no token.
+var tokens = map[string]*corev1.Pod{
+	"no ServiceAccount": newPod(noAccount),
+	"volumes and mounts of the user's": newPod(func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+		p.Spec.InitContainers = []corev1.Container{{Name: "first", Image: "x", VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/d"}}}}
+	}),
+	"a token of the user's own": newPod(func(p *corev1.Pod) {
+		mine := *token.DeepCopy()
+		*mine.Projected.Sources[0].ServiceAccountToken.ExpirationSeconds = 900
+		p.Spec.Volumes = []corev1.Volume{mine}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: mine.Name, MountPath: "/mine"}}
+		p.Spec.Containers[0].Env = env("DEDUPD_TOKEN_FILE", "/mine/token")
+	}),
+	"something of the user's in the token's place": newPod(func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/var/run/secrets/dedupd.io"}}
+	}),
+}
 
 func TestInjectEndpoint(t *testing.T) {
 	marked := annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectEndpoint)
-	withEnv := func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv }
+	withEnv := func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv; withToken(p) }
 	for name, test := range map[string]struct{ in, out *corev1.Pod }{
-		"a container gets the four variables, and the pod the mark": {
+		"a container gets the variables and the token, and the pod the mark": {
 			in:  newPod(),
 			out: newPod(marked, withEnv),
 		},
@@ -105,7 +156,7 @@ func TestInjectEndpoint(t *testing.T) {
 		"init containers get them too": {
 			in: newPod(func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "replay"}} }),
 			out: newPod(marked, withEnv, func(p *corev1.Pod) {
-				p.Spec.InitContainers = []corev1.Container{{Name: "replay", Env: endpointEnv}}
+				p.Spec.InitContainers = []corev1.Container{{Name: "replay", Env: endpointEnv, VolumeMounts: tokenMount}}
 			}),
 		},
 		"they come before the user's own, which may refer to them": {
@@ -116,13 +167,37 @@ func TestInjectEndpoint(t *testing.T) {
 		},
 		"a variable that the user set keeps the user's value": {
 			in: newPod(func(p *corev1.Pod) { p.Spec.Containers[0].Env = env("DEDUPD_CONSUMER", "mine") }),
-			out: newPod(marked, func(p *corev1.Pod) {
-				p.Spec.Containers[0].Env = slices.Concat(endpointEnv[:3], env("DEDUPD_CONSUMER", "mine"))
+			out: newPod(marked, withToken, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Env = slices.Concat(endpointEnv[:3], endpointEnv[4:], env("DEDUPD_CONSUMER", "mine"))
 			}),
 		},
 		"a mark of another mode is corrected": {
 			in:  newPod(annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectSidecar)),
 			out: newPod(marked, withEnv),
+		},
+		"the token's volume and mounts come after the user's own": {
+			in: tokens["volumes and mounts of the user's"],
+			out: changed(tokens["volumes and mounts of the user's"], marked, withEnv, func(p *corev1.Pod) {
+				c := &p.Spec.InitContainers[0]
+				c.Env, c.VolumeMounts = endpointEnv, append(c.VolumeMounts, tokenMount...)
+			}),
+		},
+		"a token of the user's own stays as it is": {
+			in: tokens["a token of the user's own"],
+			out: changed(tokens["a token of the user's own"], marked, func(p *corev1.Pod) {
+				c := &p.Spec.Containers[0]
+				c.Env, c.VolumeMounts = slices.Concat(endpointEnv[:4], c.Env), append(c.VolumeMounts, tokenMount...)
+			}),
+		},
+		"what the user mounts in the token's place stays there": {
+			in: tokens["something of the user's in the token's place"],
+			out: changed(tokens["something of the user's in the token's place"], marked, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Env, p.Spec.Volumes = endpointEnv, append(p.Spec.Volumes, token)
+			}),
+		},
+		"a static pod has no ServiceAccount, and may have no token": {
+			in:  newPod(noAccount),
+			out: newPod(noAccount, marked, func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv[:4] }),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -143,9 +218,12 @@ func TestInjectSidecar(t *testing.T) {
 		"DEDUPD_GRPC", "localhost:19090",
 		"DEDUPD_POLICY", "orders",
 		"DEDUPD_CONSUMER", "checkout",
+		"DEDUPD_TOKEN_FILE", "/var/run/secrets/dedupd.io/token",
 	)
 	marked := annotated(v1alpha1.AnnotationInjected, v1alpha1.InjectSidecar)
-	withEnv := func(p *corev1.Pod) { p.Spec.Containers[0].Env = sidecarEnv }
+	withEnv := func(p *corev1.Pod) {
+		p.Spec.Containers[0].Env, p.Spec.Containers[0].VolumeMounts = sidecarEnv, tokenMount
+	}
 	always := corev1.ContainerRestartPolicyAlways
 	theirs := corev1.Container{Name: v1alpha1.SidecarName, Image: "mirror/dedup-operator:test", RestartPolicy: &always}
 	for name, test := range map[string]struct{ in, out *corev1.Pod }{
@@ -155,8 +233,8 @@ func TestInjectSidecar(t *testing.T) {
 				p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
 			}),
 			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
-				p.Spec.InitContainers = []corev1.Container{{Name: "mesh", RestartPolicy: &always, Env: sidecarEnv}, *container}
-				p.Spec.Volumes = append([]corev1.Volume{{Name: "data"}}, volumes...)
+				p.Spec.InitContainers = []corev1.Container{{Name: "mesh", RestartPolicy: &always, Env: sidecarEnv, VolumeMounts: tokenMount}, *container}
+				p.Spec.Volumes = slices.Concat([]corev1.Volume{{Name: "data"}}, volumes, []corev1.Volume{token})
 			}),
 		},
 		"a sidecar that another webhook changed since stays as it is, and a container it added is connected": {
@@ -164,7 +242,8 @@ func TestInjectSidecar(t *testing.T) {
 				p.Spec.InitContainers = []corev1.Container{theirs, {Name: "late"}}
 			}),
 			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
-				p.Spec.InitContainers = []corev1.Container{theirs, {Name: "late", Env: sidecarEnv}}
+				p.Spec.InitContainers = []corev1.Container{theirs, {Name: "late", Env: sidecarEnv, VolumeMounts: tokenMount}}
+				p.Spec.Volumes = []corev1.Volume{token}
 			}),
 		},
 		"a UDP port of the same number is no conflict": {
@@ -174,7 +253,7 @@ func TestInjectSidecar(t *testing.T) {
 			out: newPod(sidecar, marked, withEnv, func(p *corev1.Pod) {
 				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: SidecarPortHTTP, Protocol: corev1.ProtocolUDP}}
 				p.Spec.InitContainers = []corev1.Container{*container}
-				p.Spec.Volumes = volumes
+				p.Spec.Volumes = slices.Concat(volumes, []corev1.Volume{token})
 			}),
 		},
 	} {

@@ -18,17 +18,21 @@ func (a *additions) patch(pod *corev1.Pod) []jsonpatch.JsonPatchOperation {
 	ops := a.markPatch(pod)
 	for i := range pod.Spec.InitContainers {
 		if c := &pod.Spec.InitContainers[i]; c.Name != a.skip {
-			ops = append(ops, insertFirst(fmt.Sprintf("/spec/initContainers/%d/env", i), c.Env, a.missingEnv(c))...)
+			ops = append(ops, a.connectPatch(fmt.Sprintf("/spec/initContainers/%d", i), c)...)
 		}
 	}
 	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		ops = append(ops, insertFirst(fmt.Sprintf("/spec/containers/%d/env", i), c.Env, a.missingEnv(c))...)
+		ops = append(ops, a.connectPatch(fmt.Sprintf("/spec/containers/%d", i), &pod.Spec.Containers[i])...)
 	}
 	if a.sidecar != nil {
 		ops = append(ops, appendLast("/spec/initContainers", pod.Spec.InitContainers, []corev1.Container{*a.sidecar})...)
 	}
 	return append(ops, appendLast("/spec/volumes", pod.Spec.Volumes, a.volumes)...)
+}
+
+func (a *additions) connectPatch(path string, c *corev1.Container) []jsonpatch.JsonPatchOperation {
+	return append(insertFirst(path+"/env", c.Env, a.missingEnv(c)),
+		appendLast(path+"/volumeMounts", c.VolumeMounts, a.missingMounts(c))...)
 }
 
 func (a *additions) markPatch(pod *corev1.Pod) []jsonpatch.JsonPatchOperation {
