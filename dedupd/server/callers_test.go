@@ -335,7 +335,9 @@ func TestAStreamAsksAsItsTokenSays(t *testing.T) {
 		"a bad one's, of a policy of all": {"x.y.z", "open", "", codes.OK},
 	} {
 		t.Run(name, func(t *testing.T) {
-			stream, err := f.rpc.CheckStream(bearing(t.Context(), test.token))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			t.Cleanup(cancel)
+			stream, err := f.rpc.CheckStream(bearing(ctx, test.token))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -363,7 +365,9 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 	at := time.Now().Truncate(time.Second)
 	f := startGuarded(t, func(o *options) { o.now = func() time.Time { return at } })
 	expiring := callertest.Token(t, "rsa", callertest.Claims(at, map[string]any{"exp": at.Add(time.Second - caller.Leeway).Unix()}))
-	stream, err := f.rpc.CheckStream(bearing(t.Context(), expiring))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	stream, err := f.rpc.CheckStream(bearing(ctx, expiring))
 	if err != nil {
 		t.Fatal(err)
 	}
