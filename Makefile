@@ -68,7 +68,7 @@ lint: $(BIN)/golangci-lint ## Run the linters.
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd hack/cluster && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners . ./image ./images ./pause
 	for module in e2e manifests; do (cd hack/$$module && $(BIN)/golangci-lint run --config ../../.golangci.yaml --allow-parallel-runners ./...); done
-	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh hack/e2e/run.sh .ci/run; fi
+	@shell=$$(command -v shellcheck || true); if [ -n "$$shell" ]; then $$shell hack/*.sh hack/e2e/*.sh .ci/run; fi
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## Look for known vulnerabilities that are reachable.

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,7 @@ type workload struct {
 	namespace, name string
 	policy          string // empty: no label
 	inject          string
+	account         string // ServiceAccount; empty: default
 	replicas        int
 	args            string // of the app, as a YAML list
 	env             map[string]string
@@ -51,6 +53,7 @@ func (w workload) podSpec(restartPolicy string) string {
 	return fmt.Sprintf(`
       restartPolicy: %s
       terminationGracePeriodSeconds: 20
+      serviceAccountName: %s
       securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
       containers:
       - name: app
@@ -58,7 +61,7 @@ func (w workload) podSpec(restartPolicy string) string {
         args: %s
         env: [%s]
         securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true}`,
-		restartPolicy, appImage, w.args, strings.Join(env, ", "))
+		restartPolicy, cmp.Or(w.account, "default"), appImage, w.args, strings.Join(env, ", "))
 }
 
 func (w workload) podMeta() string {

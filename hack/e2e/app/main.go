@@ -21,7 +21,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("want consume, load, once ID or wait")
+		return errors.New("want consume, load, once ID, ask ID or wait")
 	}
 	switch args[0] {
 	case "wait":
@@ -35,8 +35,10 @@ func run(args []string) error {
 		return load(ctx)
 	case "once":
 		return once(context.Background(), args[1:])
+	case "ask":
+		return ask(context.Background(), args[1])
 	}
-	return fmt.Errorf("%q: want consume, load, once ID or wait", args[0])
+	return fmt.Errorf("%q: want consume, load, once ID, ask ID or wait", args[0])
 }
 
 func wait() error {
