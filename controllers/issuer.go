@@ -91,8 +91,8 @@ func (e *noKeysError) Error() string {
 func (e *noKeysError) Unwrap() error { return e.cause }
 
 // issuerKeys are what the tokens of the policy's callers are checked by, nil where it has none. Where
-// they cannot be read, those stay that are in the ConfigMap which dedupd reads, of that key.
-func (r *Reconciler) issuerKeys(ctx context.Context, p *v1alpha1.DedupPolicy, configMap client.ObjectKey) ([]byte, error) {
+// they cannot be read, those that the policy's ConfigMap has stay.
+func (r *Reconciler) issuerKeys(ctx context.Context, p *v1alpha1.DedupPolicy) ([]byte, error) {
 	if p.Spec.Callers == nil {
 		return nil, nil
 	}
@@ -101,7 +101,7 @@ func (r *Reconciler) issuerKeys(ctx context.Context, p *v1alpha1.DedupPolicy, co
 		return keys, nil
 	}
 	var written corev1.ConfigMap
-	readErr := r.Client.Get(ctx, configMap, &written)
+	readErr := r.Client.Get(ctx, policyParent(p).childName, &written)
 	if client.IgnoreNotFound(readErr) != nil {
 		return nil, errors.Join(err, readErr)
 	}

@@ -51,7 +51,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 		refuse(p, v1alpha1.ReasonInvalid, sentence(errs), r.Clock.Now())
 		return reconcile.Result{}, r.publish(ctx, before, p)
 	}
-	keys, err := r.issuerKeys(ctx, p, policyParent(p).childName)
+	keys, err := r.issuerKeys(ctx, p)
 	if err != nil {
 		return r.refused(ctx, before, p, err)
 	}
