@@ -132,14 +132,8 @@ func connection(pod *corev1.Pod) connectionOf {
 			}
 		}
 	}
-	for _, v := range pod.Spec.Volumes {
-		if v.Name == v1alpha1.TokenVolume {
-			v = *v.DeepCopy()
-			if v.Projected != nil {
-				v.Projected.DefaultMode = nil // the API server's default
-			}
-			all.Volumes = append(all.Volumes, v)
-		}
+	if v := volumeOf(pod, v1alpha1.TokenVolume); v.Name != "" {
+		all.Volumes = []corev1.Volume{v}
 	}
 	return all
 }

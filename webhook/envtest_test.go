@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -49,6 +50,21 @@ func TestAPIServer(t *testing.T) {
 		pod := create(t, c, newPod())
 		if !slices.Equal(pod.Spec.Containers[0].Env, endpointEnv) {
 			t.Errorf("env %v, want %v", pod.Spec.Containers[0].Env, endpointEnv)
+		}
+	})
+	t.Run("a pod that names no ServiceAccount has a token of its namespace's default one", func(t *testing.T) {
+		pod := create(t, c, newPod(unowned, named("token"), noAccount))
+		if diff := cmp.Diff(token, volumeOf(pod, v1alpha1.TokenVolume)); diff != "" {
+			t.Errorf("volume (-want +got):\n%s", diff)
+		}
+		if mounts := connection(pod).Mounts["app"]; !cmp.Equal(mounts, tokenMount) {
+			t.Errorf("mounts %v", mounts)
+		}
+	})
+	t.Run("a static pod, which may have no token, is created", func(t *testing.T) {
+		pod := create(t, c, newPod(unowned, named("static"), static))
+		if want := slices.Concat(endpointEnv[:3], env(v1alpha1.EnvConsumer, "static")); !slices.Equal(pod.Spec.Containers[0].Env, want) {
+			t.Errorf("env %v, want %v", pod.Spec.Containers[0].Env, want)
 		}
 	})
 	t.Run("a dry run is answered too", func(t *testing.T) {
@@ -162,6 +178,8 @@ func controlPlane(t *testing.T) (client.Client, *rest.Config) {
 		t.Fatal("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
 	}
 	environment := &envtest.Environment{CRDDirectoryPaths: []string{"../config/crd/bases"}, ErrorIfCRDPathMissing: true}
+	// As in a cluster: the plugin for ServiceAccounts, which envtest leaves out, names a pod's before we are asked.
+	environment.ControlPlane.GetAPIServer().Configure().Disable("disable-admission-plugins")
 	// Before it is started: a start that fails halfway has processes to stop, too.
 	t.Cleanup(func() {
 		if err := environment.Stop(); err != nil {
@@ -179,6 +197,7 @@ func controlPlane(t *testing.T) (client.Client, *rest.Config) {
 	for _, name := range []string{"shop", "dedup-system"} {
 		namespace(t, c, name, nil)
 	}
+	account(t, c, metav1.NamespaceSystem)
 	return c, config
 }
 
@@ -288,6 +307,18 @@ func namespace(t *testing.T, c client.Client, name string, labels map[string]str
 	if err := c.Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}); err != nil {
 		t.Fatal(err)
 	}
+	account(t, c, name)
+}
+
+// account makes the ServiceAccount that a namespace has by a controller, of which there is none here. The API
+// server may yet be making the namespace itself.
+func account(t *testing.T, c client.Client, namespace string) {
+	t.Helper()
+	poll(t, func() error {
+		return client.IgnoreAlreadyExists(c.Create(context.Background(), &corev1.ServiceAccount{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"},
+		}))
+	})
 }
 
 func create(t *testing.T, c client.Client, pod *corev1.Pod) *corev1.Pod {
@@ -296,6 +327,25 @@ func create(t *testing.T, c client.Client, pod *corev1.Pod) *corev1.Pod {
 		t.Fatal(err)
 	}
 	return pod
+}
+
+// static is what a pod has that the kubelet runs from a file of its own.
+func static(p *corev1.Pod) {
+	noAccount(p)
+	annotated(corev1.MirrorPodAnnotationKey, "1")(p)
+	p.Spec.NodeName = "worker-1"
+}
+
+// volumeOf is a pod's volume of that name, without what the API server fills in.
+func volumeOf(pod *corev1.Pod, name string) corev1.Volume {
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == name {
+			v = *v.DeepCopy()
+			v.Projected.DefaultMode = nil
+			return v
+		}
+	}
+	return corev1.Volume{}
 }
 
 func named(name string) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Name = name } }

@@ -122,7 +122,7 @@ func withToken(p *corev1.Pod) {
 
 // tokens are pods that have volumes, or may have no token.
 var tokens = map[string]*corev1.Pod{
-	"no ServiceAccount": newPod(noAccount),
+	"a static pod": newPod(func(p *corev1.Pod) { static(p); unowned(p); p.Name = "edge" }),
 	"volumes and mounts of the user's": newPod(func(p *corev1.Pod) {
 		p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
@@ -196,8 +196,8 @@ func TestInjectEndpoint(t *testing.T) {
 			}),
 		},
 		"a static pod has no ServiceAccount, and may have no token": {
-			in:  newPod(noAccount),
-			out: newPod(noAccount, marked, func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv[:4] }),
+			in:  newPod(static),
+			out: newPod(static, marked, func(p *corev1.Pod) { p.Spec.Containers[0].Env = endpointEnv[:4] }),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
