@@ -52,7 +52,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags := flag.NewFlagSet("dedupd serve", flag.ContinueOnError)
 	flags.SetOutput(env.err)
 	flags.StringVar(&o.config.Path, "f", "", "the policies: a `FILE`, or a directory with *.yaml, *.yml and *.json files; looked at every second for changes")
-	flags.BoolVar(&o.mounted, "mounted", false, "the policies come from a mounted ConfigMap: fields that this version does not know are reported and not refused")
+	flags.BoolVar(&o.mounted, "mounted", false, "the policies come from a mounted ConfigMap: of a directory policy.yaml and *.policy.yaml count, and fields that this version does not know are reported and not refused")
 	flags.StringVar(&o.httpAddr, "http-addr", ":8080", "`HOST:PORT` for HTTP")
 	flags.StringVar(&o.grpcAddr, "grpc-addr", ":9090", "`HOST:PORT` for gRPC")
 	flags.StringVar(&o.pprofAddr, "pprof-addr", "", "`HOST:PORT` for Go's profiles, which tell whoever asks a lot: a loopback address (default: none are served)")

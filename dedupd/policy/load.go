@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 )
 
 // maxFile is the greatest size of a configuration file in bytes. A cluster stores no object
@@ -15,10 +17,11 @@ const maxFile = 4 << 20
 
 // Load compiles the policies of a file, or of the *.yaml, *.yml and *.json files of a
 // directory in the order of their names. Names that begin with a dot are left out: a mounted
-// ConfigMap keeps its versions behind them. See Read for strict; two policies of one name are
-// an error that names both files.
+// ConfigMap keeps its versions behind them. See Read for strict. A directory that is not read
+// strictly is a mounted ConfigMap, to which others may add: there only files that the operator has
+// named count. Two policies of one name are an error that names both files.
 func Load(path string, strict bool) ([]*Policy, error) {
-	files, err := configFiles(path)
+	files, err := configFiles(path, strict)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +43,7 @@ func Load(path string, strict bool) ([]*Policy, error) {
 	return out, nil
 }
 
-func configFiles(path string) ([]string, error) {
+func configFiles(path string, strict bool) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading policies: %w", err)
@@ -52,17 +55,24 @@ func configFiles(path string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading policies: %w", err)
 	}
+	counts, names := manifestFile, "*.yaml, *.yml or *.json"
+	if !strict {
+		counts, names = v1alpha1.IsPolicyFile, v1alpha1.PolicyFile+" or "+v1alpha1.PoolFile("*")
+	}
 	var files []string
 	for _, e := range entries {
-		ext := filepath.Ext(e.Name())
-		if !strings.HasPrefix(e.Name(), ".") && !e.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, ext) {
+		if !strings.HasPrefix(e.Name(), ".") && !e.IsDir() && counts(e.Name()) {
 			files = append(files, filepath.Join(path, e.Name()))
 		}
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("reading policies: no *.yaml, *.yml or *.json file in %s", path)
+		return nil, fmt.Errorf("reading policies: no %s file in %s", names, path)
 	}
 	return files, nil
+}
+
+func manifestFile(name string) bool {
+	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name))
 }
 
 func loadFile(file string, strict bool) ([]*Policy, error) {

@@ -173,6 +173,33 @@ func TestLoadTakesAFileOrADirectoryInOrder(t *testing.T) {
 	}
 }
 
+func TestOfAMountedDirectoryOnlyPoliciesFilesCount(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("mesh.yaml", "mode: strict") // a ConfigMap may be added to by others
+	if _, err := Load(dir, false); err == nil || !strings.Contains(err.Error(), "no policy.yaml or *.policy.yaml file") {
+		t.Errorf("without a policy: %v", err)
+	}
+	write("a.policy.yaml", strings.Replace(minimal, "name: orders", "name: a", 1))
+	write("b.policy.yaml", strings.Replace(minimal, "name: orders", "name: b", 1))
+	write("c-policy.yaml", "no policy")
+	policies, err := Load(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(policies) != 2 || policies[0].Name != "a" || policies[1].Name != "b" {
+		t.Errorf("%+v", policies)
+	}
+	if _, err := Load(dir, true); err == nil {
+		t.Error("a directory that a user names is read in full")
+	}
+}
+
 func TestAManifestIsThePolicyWithoutItsDeployment(t *testing.T) {
 	p := manifestOf(func(p *v1alpha1.DedupPolicy) {
 		replicas := int32(3)
