@@ -5,13 +5,19 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 )
 
 var promQL = parser.NewParser(parser.Options{})
@@ -81,5 +87,46 @@ func TestTheDashboardsQueriesArePromQL(t *testing.T) {
 	}
 	if n < 10 {
 		t.Errorf("%d queries", n)
+	}
+}
+
+// Of what the operator makes, each Service of pods of their own is scraped, and each pod of a pool; and not
+// the Services of a pool's members, which all lead to the same pods.
+func TestEachPodOfDedupdIsScrapedOnce(t *testing.T) {
+	member := v1alpha1.ChildLabels("orders")
+	member[v1alpha1.LabelPool] = "small"
+	var scraped []string
+	for name, monitor := range parse(t, read(t, "config", "monitoring", "service_monitors.yaml")) {
+		var m struct {
+			Spec struct{ Selector metav1.LabelSelector }
+		}
+		data, err := json.Marshal(monitor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(data, &m); err != nil {
+			t.Fatal(err)
+		}
+		selector, err := metav1.LabelSelectorAsSelector(&m.Spec.Selector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of := map[string]map[string]string{
+			"the Service of a policy": v1alpha1.ChildLabels("orders"), "the Service of a pool's member": member,
+		}
+		if strings.HasPrefix(name, "PodMonitor ") {
+			of = map[string]map[string]string{
+				"a pod of a policy": v1alpha1.ChildLabels("orders"), "a pod of a pool": v1alpha1.PoolLabels("small"),
+			}
+		}
+		for what, set := range of {
+			if selector.Matches(labels.Set(set)) {
+				scraped = append(scraped, what)
+			}
+		}
+	}
+	slices.Sort(scraped)
+	if diff := cmp.Diff([]string{"a pod of a pool", "the Service of a policy"}, scraped); diff != "" {
+		t.Errorf("scraped (-want +got):\n%s", diff)
 	}
 }
