@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -22,7 +23,7 @@ import (
 // kinds are the kinds of a policy's children, in the order in which they are written: what a
 // pod needs to start comes before the Deployment. Whatever is here is watched, cached, applied
 // and pruned.
-var kinds = []kind[render.Input]{
+var kinds = family[render.Input]{
 	of[*corev1.ServiceAccount](own(render.ServiceAccount)),
 	of[*corev1.ConfigMap](render.ConfigMap).telling(historyNews),
 	of[*networkingv1.NetworkPolicy](own(render.NetworkPolicy)),
@@ -45,6 +46,29 @@ type kind[I any] interface {
 	// plan compares what is there with what the parent wants. It reads only. The change is nil
 	// if nothing has to be done; the error is a *conflictError if the child's name is taken.
 	plan(ctx context.Context, r *Reconciler, p parent, in I) (*change, error)
+}
+
+// family are the kinds of what a parent's children are made from.
+type family[I any] []kind[I]
+
+// plan lists the writes that are due: what is wanted in the order of the kinds, and then, the other way
+// round, what is not. It writes nothing, so that there is nothing half done if any name is taken.
+func (f family[I]) plan(ctx context.Context, r *Reconciler, p parent, in I) ([]*change, error) {
+	var due, removals []*change
+	for _, k := range f {
+		c, err := k.plan(ctx, r, p, in)
+		switch {
+		case err != nil:
+			return nil, err
+		case c == nil:
+		case c.removal:
+			removals = append(removals, c)
+		default:
+			due = append(due, c)
+		}
+	}
+	slices.Reverse(removals)
+	return append(due, removals...), nil
 }
 
 // parent is what has children: one of each kind at most, all of the same name.

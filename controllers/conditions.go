@@ -36,7 +36,7 @@ func set(p *v1alpha1.DedupPolicy, condition string, v verdict, now time.Time) {
 	})
 }
 
-// judge sets the status of an accepted policy by what was seen.
+// judge sets the status of a policy that is served by what was seen.
 func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	s := &p.Status
 	s.ObservedGeneration = p.Generation
@@ -53,7 +53,11 @@ func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	if seen.deployment != nil {
 		s.Replicas, s.ReadyReplicas = seen.deployment.Status.Replicas, seen.deployment.Status.ReadyReplicas
 	}
-	set(p, v1alpha1.ConditionAccepted, yes(v1alpha1.ReasonValid, "the policy is valid and its objects are applied"), now)
+	accepted := yes(v1alpha1.ReasonValid, "the policy is valid and its objects are applied")
+	if seen.difference != "" {
+		accepted = no(v1alpha1.ReasonSettings, seen.difference)
+	}
+	set(p, v1alpha1.ConditionAccepted, accepted, now)
 	set(p, v1alpha1.ConditionConfigLoaded, configLoaded(seen), now)
 	set(p, v1alpha1.ConditionStoreReachable, storeReachable(seen), now)
 	set(p, v1alpha1.ConditionStoreSafe, since(s.HistorySince, storeSafe(seen)), now)
@@ -79,7 +83,10 @@ func configLoaded(seen observation) verdict {
 	if len(seen.pods) == 0 {
 		return unknown(v1alpha1.ReasonPending, noPods)
 	}
-	if n := slices.IndexFunc(seen.pods, func(p pod) bool { return p.configError != "" }); n >= 0 {
+	// What a pod refuses may be another policy of its pool, and this one runs as it should.
+	if n := slices.IndexFunc(seen.pods, func(p pod) bool {
+		return p.configError != "" && (p.policy == nil || p.policy.ConfigHash != seen.configHash)
+	}); n >= 0 {
 		return no(v1alpha1.ReasonRejected, fmt.Sprintf("pod %s: %s", seen.pods[n].name, tidy(seen.pods[n].configError)))
 	}
 	outdated := 0

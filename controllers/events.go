@@ -33,6 +33,8 @@ var announcements = []struct {
 	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonInvalid, event{corev1.EventTypeWarning, v1alpha1.EventInvalid, "Compile", ""}},
 	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonConflict, event{corev1.EventTypeWarning, v1alpha1.EventChildConflict, "Apply", ""}},
 	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonNoIssuerKeys, event{corev1.EventTypeWarning, v1alpha1.EventNoIssuerKeys, "Observe", ""}},
+	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonSettings, event{corev1.EventTypeWarning, v1alpha1.EventSettings, "Apply", ""}},
+	{v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonPoolFull, event{corev1.EventTypeWarning, v1alpha1.EventPoolFull, "Apply", ""}},
 	{v1alpha1.ConditionConfigLoaded, metav1.ConditionFalse, v1alpha1.ReasonRejected, event{corev1.EventTypeWarning, v1alpha1.EventConfigRejected, "Observe", ""}},
 	{v1alpha1.ConditionConfigLoaded, metav1.ConditionTrue, v1alpha1.ReasonUnknownFields, event{corev1.EventTypeWarning, v1alpha1.EventUnknownInConfig, "Observe", ""}},
 	{v1alpha1.ConditionStoreReachable, metav1.ConditionFalse, v1alpha1.ReasonUnreachable, event{corev1.EventTypeWarning, v1alpha1.EventStoreDown, "Observe", ""}},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	if p.DeletionTimestamp != nil {
 		return reconcile.Result{}, nil // The children's owner references do the rest.
 	}
+	if p.Pool() != "" {
+		return reconcile.Result{}, nil // See PoolReconciler.
+	}
 	before := p.DeepCopy()
 	compiled, errs := policy.Compile(p)
 	if len(errs) > 0 {
@@ -53,24 +57,36 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	}
 	keys, err := r.issuerKeys(ctx, p)
 	if err != nil {
-		return r.refused(ctx, before, p, err)
+		again, err := r.refused(p, err)
+		return reconcile.Result{RequeueAfter: again}, errors.Join(err, r.publish(ctx, before, p))
 	}
 	in, err := render.NewInput(p, compiled, keys, r.Render)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	rolling, err := r.applyAll(ctx, p, in)
-	if err != nil {
-		return r.refused(ctx, before, p, err)
-	}
-	seen, err := r.observe(ctx, p)
+	moving, err := r.moving(ctx, p)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	rolling, err := r.applyAll(ctx, p, in, moving)
+	if err != nil {
+		again, err := r.refused(p, err)
+		return reconcile.Result{RequeueAfter: again}, errors.Join(err, r.publish(ctx, before, p))
+	}
+	saw, err := r.observe(ctx, home{policyParent(p).childName, v1alpha1.SelectorLabels(p.Name)})
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	seen := saw.of(p)
 	seen.configHash, seen.replicas, seen.rolling = in.ConfigHash, in.Workload().Replicas(), rolling
+	if moving && seen.serves() {
+		if err := r.move(ctx, p, in); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
 	judge(p, seen, r.Clock.Now())
 	again := r.lookAgain(p)
-	if err := errors.Join(r.publish(ctx, before, p), r.nudge(ctx, p, seen)); err != nil {
+	if err := errors.Join(r.publish(ctx, before, p), r.nudge(ctx, p.Namespace, seen.behind())); err != nil {
 		return reconcile.Result{}, err
 	}
 	// Whoever looks again waits for those to whom something has happened.
@@ -78,57 +94,62 @@ func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.DedupPolicy) (re
 	return reconcile.Result{RequeueAfter: again, Priority: &low}, nil
 }
 
-// applyAll writes the children that are not as they should be, and says whether the Deployment
-// was among them. It writes nothing if any name is taken.
-func (r *Reconciler) applyAll(ctx context.Context, p *v1alpha1.DedupPolicy, in render.Input) (rolling bool, err error) {
-	var due []*change
-	for _, k := range kinds {
-		c, err := k.plan(ctx, r, policyParent(p), in)
-		if err != nil {
-			return false, err
-		}
-		if c != nil {
-			due = append(due, c)
-		}
+// applyAll writes a policy's own children that are not as they should be, and says whether the Deployment
+// was among them. It writes nothing if any name is taken. While the policy is moving, its Service and
+// what it leads to are left alone.
+func (r *Reconciler) applyAll(ctx context.Context, p *v1alpha1.DedupPolicy, in render.Input, moving bool) (rolling bool, err error) {
+	due, err := kinds.plan(ctx, r, policyParent(p), in)
+	if err != nil {
+		return false, err
 	}
+	if moving {
+		due = slices.DeleteFunc(due, func(c *change) bool {
+			_, service := c.object.(*corev1.Service)
+			return service || c.removal
+		})
+	}
+	return r.write(ctx, p, due)
+}
+
+// write makes changes, and tells what is news of the policy.
+func (r *Reconciler) write(ctx context.Context, p *v1alpha1.DedupPolicy, due []*change) (rolling bool, err error) {
 	for _, c := range due {
 		if err := c.write(ctx); err != nil {
-			return false, err
+			return rolling, err
 		}
 		r.record(p, c.news)
-		if _, ok := c.object.(*appsv1.Deployment); ok {
+		if _, ok := c.object.(*appsv1.Deployment); ok && !c.removal {
 			rolling = true
 		}
 	}
 	return rolling, nil
 }
 
-// refused publishes why the children could not be built or applied, where the user can do something
-// about it, and says when it is worth another try.
-func (r *Reconciler) refused(ctx context.Context, before, p *v1alpha1.DedupPolicy, err error) (reconcile.Result, error) {
+// refused judges a policy whose children could not be built or applied, where the user can do something
+// about it, and says when it is worth another try. The error is left if that is at once.
+func (r *Reconciler) refused(p *v1alpha1.DedupPolicy, err error) (again time.Duration, rest error) {
 	now := r.Clock.Now()
 	var conflict *conflictError
 	var noKeys *noKeysError
 	switch {
 	case errors.As(err, &noKeys):
 		refuse(p, v1alpha1.ReasonNoIssuerKeys, tidy(noKeys.Error()), now)
-		return reconcile.Result{RequeueAfter: halfToOneMinute()}, r.publish(ctx, before, p)
+		return halfToOneMinute(), nil
 	case errors.As(err, &conflict):
 		// Nobody tells us when an object that is not ours goes.
 		refuse(p, v1alpha1.ReasonConflict, conflict.Error(), now)
-		return reconcile.Result{RequeueAfter: halfToOneMinute()}, r.publish(ctx, before, p)
+		return halfToOneMinute(), nil
 	case apierrors.IsInvalid(err):
 		// Such as resources of which the requests exceed the limits.
 		refuse(p, v1alpha1.ReasonInvalid, "spec.deployment: "+err.Error(), now)
-		return reconcile.Result{}, r.publish(ctx, before, p)
+		return 0, nil
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
-		return reconcile.Result{}, nil
+		return 0, nil
 	case apierrors.IsForbidden(err):
 		// A quota, or a policy of the cluster. It may change without our notice.
 		set(p, v1alpha1.ConditionReady, no(v1alpha1.ReasonNotReady, tidy(err.Error())), now)
-		return reconcile.Result{}, errors.Join(err, r.publish(ctx, before, p))
 	}
-	return reconcile.Result{}, err
+	return 0, err
 }
 
 // publish writes the status if it changed, and records the events of the change.

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,23 +23,27 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	ctrlevent "sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/controllers/render"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
 )
 
-// Creating by server-side apply needs create and patch. update of the finalizers subresource is
+// Creating by server-side apply needs create and patch; what a policy leaves behind that moves into a
+// pool or out of it needs delete, and so does a pool that nobody is left in. update of the finalizers subresource is
 // what clusters with OwnerReferencesPermissionEnforcement want of who sets blockOwnerDeletion.
 //
 // +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies,verbs=get;list;watch
 // +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies/status,verbs=patch
 // +kubebuilder:rbac:groups=dedupd.io,resources=deduppolicies/finalizers,verbs=update
-// +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts;services,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups="",resources=pods,verbs=list;patch
-// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch
-// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
@@ -64,10 +69,11 @@ type Options struct {
 // Name is the controller's, in its metrics, its log and the events it reports.
 const Name = "dedup-operator"
 
-// workers is how many policies are reconciled at once: one may wait seconds for a pod to answer.
+// workers is how many policies, and how many pools, are reconciled at once: one may wait seconds for a pod
+// to answer.
 const workers = 8
 
-// SetupWithManager adds the controller to a manager whose cache has the CacheOptions.
+// SetupWithManager adds the controllers to a manager whose cache has the CacheOptions.
 func SetupWithManager(m ctrl.Manager, o Options) error {
 	switch {
 	case o.Image == "":
@@ -107,7 +113,53 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 	for _, k := range kinds {
 		b = b.Owns(k.empty(), builder.WithPredicates(news))
 	}
-	return b.Complete(reconcile.AsReconciler(m.GetClient(), r))
+	if err := b.Complete(reconcile.AsReconciler(m.GetClient(), r)); err != nil {
+		return err
+	}
+	return setupPools(m, r)
+}
+
+// setupPools adds the controller of the pools. A change of a policy is one of the pool that it names, and of
+// the one that it named before.
+func setupPools(m ctrl.Manager, r *Reconciler) error {
+	b := ctrl.NewControllerManagedBy(m).
+		Named("deduppolicy-pool").
+		Watches(&v1alpha1.DedupPolicy{}, handler.EnqueueRequestsFromMapFunc(r.poolsOf),
+			builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
+	// Of what is new only a pool's own objects are news: at the start they bring the pools that no policy
+	// names any more.
+	news := predicate.Funcs{CreateFunc: func(e ctrlevent.CreateEvent) bool { return ofPool(e.Object) }}
+	for _, k := range kinds {
+		b = b.Watches(k.empty(), handler.EnqueueRequestsFromMapFunc(r.poolsOf), builder.WithPredicates(news))
+	}
+	return b.Complete(&PoolReconciler{r})
+}
+
+// ofPool reports whether an object is shared by the members of a pool.
+func ofPool(o client.Object) bool {
+	_, shared := o.GetLabels()[v1alpha1.LabelPool]
+	return shared && metav1.GetControllerOf(o) == nil
+}
+
+// poolsOf are the pools that a change of an object is one of: that which a policy names, or the policy
+// whose child the object is, and that by which it is labelled.
+func (r *Reconciler) poolsOf(ctx context.Context, o client.Object) []reconcile.Request {
+	names := map[string]bool{o.GetLabels()[v1alpha1.LabelPool]: true}
+	if p, ok := o.(*v1alpha1.DedupPolicy); ok {
+		names = map[string]bool{p.Pool(): true}
+	} else if owner := metav1.GetControllerOf(o); owner != nil && owner.Kind == policy.Kind {
+		p := &v1alpha1.DedupPolicy{}
+		if err := r.Client.Get(ctx, client.ObjectKey{Namespace: o.GetNamespace(), Name: owner.Name}, p); err == nil {
+			names[p.Pool()] = true
+		}
+	}
+	delete(names, "")
+	var requests []reconcile.Request
+	for name := range names {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: o.GetNamespace(), Name: name}})
+	}
+	return requests
 }
 
 // CacheOptions keep the cache small: of the children's kinds, what bears the operator's label.

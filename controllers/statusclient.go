@@ -16,8 +16,8 @@ type StatusClient interface {
 	Status(ctx context.Context, addr string) (status.Status, error)
 }
 
-// maxStatus bounds what is read of an answer.
-const maxStatus = 1 << 20
+// maxStatus bounds what is read of an answer. A policy takes 350 bytes, and a pool has many.
+const maxStatus = 4 << 20
 
 // httpStatus asks over HTTP.
 type httpStatus struct{ client *http.Client }

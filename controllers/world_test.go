@@ -272,8 +272,16 @@ func (w *world) ready() {
 
 // podStatus answers for the pods.
 type podStatus struct {
-	mu   sync.Mutex
-	said map[string]status.Status // guarded by mu: by address
+	mu    sync.Mutex
+	said  map[string]status.Status // guarded by mu: by address
+	asked int                      // guarded by mu
+}
+
+// questions is how often a pod was asked.
+func (p *podStatus) questions() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
 }
 
 func (p *podStatus) set(addr string, s status.Status) {
@@ -300,6 +308,7 @@ func (p *podStatus) change(change func(*status.Status, *status.Policy)) {
 func (p *podStatus) Status(_ context.Context, addr string) (status.Status, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.asked++
 	s, ok := p.said[addr]
 	if !ok {
 		return s, fmt.Errorf("nobody answers at %s", addr)

@@ -32,6 +32,8 @@ const (
 	ReasonInvalid       = "Invalid"       // Accepted=False, the message starts with the field's path
 	ReasonConflict      = "Conflict"      // Accepted=False, a child's name is taken by an object that is not ours
 	ReasonNoIssuerKeys  = "NoIssuerKeys"  // Accepted=False, there is nothing to check the callers' tokens by
+	ReasonSettings      = "PoolDiffers"   // Accepted=False, the policy is served by its pool, which runs as another member says
+	ReasonPoolFull      = "PoolFull"      // Accepted=False, the pool's ConfigMap has no room for the policy
 	ReasonLoaded        = "Loaded"        // ConfigLoaded=True
 	ReasonOutdated      = "Outdated"      // ConfigLoaded=False, some replicas run another configuration
 	ReasonRejected      = "Rejected"      // ConfigLoaded=False, a replica does not accept the configuration
@@ -51,6 +53,8 @@ const (
 	EventInvalid         = "InvalidPolicy"    // Warning: the spec does not compile
 	EventChildConflict   = "ChildConflict"    // Warning: a child's name is taken
 	EventNoIssuerKeys    = "NoIssuerKeys"     // Warning: there is nothing to check the callers' tokens by
+	EventSettings        = "PoolDiffers"      // Warning: the policy's pool runs as another member says
+	EventPoolFull        = "PoolFull"         // Warning: the policy's pool has no room for it
 	EventStoreMoved      = "StoreMoved"       // Warning: other addresses, history may start anew
 	EventEpochRaised     = "EpochRaised"      // Normal: a new key space, history starts anew
 	EventStoreUnsafe     = "StoreUnsafe"      // Warning: eviction or missing persistence

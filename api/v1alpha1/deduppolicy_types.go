@@ -49,6 +49,7 @@ type DedupPolicyList struct {
 // +kubebuilder:validation:XValidation:rule="self.mode != 'Claim' || duration(has(self.claim) && has(self.claim.lease) ? self.claim.lease : '30s') < duration(self.ttl)",message="claim.lease: must be shorter than ttl, so that a claim's record outlives its lease (the default lease is 30s)"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.replicas) || self.deployment.replicas == 1",message="deployment.replicas: must be 1 with store.memory, whose marks live in a single process; use store.redis for more replicas"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.autoscaling)",message="deployment.autoscaling: not with store.memory, whose marks live in a single process; use store.redis"
+// +kubebuilder:validation:XValidation:rule="!has(self.store.memory) || !has(self.deployment) || !has(self.deployment.pool)",message="deployment.pool: not with store.memory, whose marks live in a single process; use store.redis or store.postgres, or remove pool"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || self.mode == 'Mark'",message="mode: must be Mark with store.redis.keyFormat: Dense, whose records hold no claims; use Readable or Compact for mode: Claim"
 // +kubebuilder:validation:XValidation:rule="!has(self.store.redis) || self.store.redis.keyFormat != 'Dense' || !has(self.key.messageID) || !has(self.key.messageID.verifyContent) || !self.key.messageID.verifyContent",message="key.messageID.verifyContent: not with store.redis.keyFormat: Dense, whose records hold no digest of the content; use Readable or Compact"
 // +kubebuilder:validation:XValidation:rule="self.epoch >= oldSelf.epoch",message="epoch: never goes down, or marks of an earlier key space would be taken for marks of this one"
@@ -599,6 +600,16 @@ type ServiceAccountName string
 //
 // +kubebuilder:validation:XValidation:rule="!(has(self.replicas) && has(self.autoscaling))",message="deployment: replicas or autoscaling, not both; with autoscaling the HorizontalPodAutoscaler sets the replicas"
 type DeploymentSpec struct {
+	// The name of a pool: the policies of the namespace that name the same one share one dedupd,
+	// Deployment <pool>-dedupd-pool, so that many small policies don't cost many pods. Each keeps
+	// its own Service. The pool runs as its oldest member says that says more than pool; the others
+	// leave the rest of deployment out, or say the same.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=51
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="deployment.pool: lower-case letters, digits and '-', neither first nor last a '-', at most 51 characters, so that <pool>-dedupd-pool is a valid name for every object of the pool"
+	Pool string `json:"pool,omitempty"`
+
 	// How many dedupd pods. Default 2, or 1 with store.memory.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
@@ -639,6 +650,14 @@ type DeploymentSpec struct {
 	// +optional
 	// +mapType=atomic
 	PodAnnotations map[string]string `json:"podAnnotations,omitempty"`
+}
+
+// Pool is the name of the pool that the policy is to be a member of, empty for none.
+func (p *DedupPolicy) Pool() string {
+	if p.Spec.Deployment == nil {
+		return ""
+	}
+	return p.Spec.Deployment.Pool
 }
 
 // AutoscalingSpec are the bounds of a HorizontalPodAutoscaler.

@@ -31,6 +31,10 @@ const (
 	// AnnotationStoreHash on a pod template changes, and so rolls the pods, when the store does.
 	AnnotationStoreHash = "dedupd.io/store-hash"
 
+	// AnnotationDepartures on a pool's Deployment and its pods changes, and so rolls the pods, when a
+	// policy has moved elsewhere: the connections of its consumers end, and begin anew where it is now.
+	AnnotationDepartures = "dedupd.io/departures"
+
 	// AnnotationConfigHash on the ConfigMap is the hash that dedupd reports once it runs it.
 	AnnotationConfigHash = "dedupd.io/config-hash"
 

@@ -46,6 +46,8 @@ const (
 	badAddress     = "redis.addresses: host:port with a port from 1 to 65535"
 	oneReplica     = "deployment.replicas: must be 1 with store.memory"
 	noMemoryScale  = "deployment.autoscaling: not with store.memory"
+	noMemoryPool   = "deployment.pool: not with store.memory"
+	badPool        = "deployment.pool: lower-case letters, digits and '-', neither first nor last a '-', at most 51 characters"
 	replicasOrHPA  = "deployment: replicas or autoscaling, not both"
 	minOverMax     = "autoscaling: minReplicas must not exceed maxReplicas"
 	nameLength     = "metadata.name: at most 52 characters"
@@ -187,6 +189,14 @@ var storeCases = map[string]validationCase{
 	"memory with two replicas":       {create: []change{memory, set("spec.deployment", "{replicas: 2}")}, want: oneReplica},
 	"memory with autoscaling":        {create: []change{memory, set("spec.deployment", "{autoscaling: {maxReplicas: 3}}")}, want: noMemoryScale},
 	"memory for no entries":          {create: []change{set("spec.store", "{memory: {maxEntries: 0}}")}, want: "should be greater than or equal to 1"},
+	"memory in a pool":               {create: []change{memory, set("spec.deployment", "{pool: small}")}, want: noMemoryPool},
+	"redis in a pool":                {create: []change{set("spec.deployment", "{pool: small}")}},
+	"another pool":                   {create: []change{set("spec.deployment", "{pool: small}")}, update: []change{set("spec.deployment", "{pool: other}")}},
+	"a pool in mixed case":           {create: []change{set("spec.deployment", "{pool: Small}")}, want: badPool},
+	"a pool with a dot":              {create: []change{set("spec.deployment", "{pool: a.b}")}, want: badPool},
+	"a pool that ends with a dash":   {create: []change{set("spec.deployment", "{pool: a-}")}, want: badPool},
+	"the longest pool's name":        {create: []change{setRaw("spec.deployment", map[string]any{"pool": strings.Repeat("a", 51)})}},
+	"a pool's name too long":         {create: []change{setRaw("spec.deployment", map[string]any{"pool": strings.Repeat("a", 52)})}, want: "may not be more than 51"},
 	"redis with three replicas":      {create: []change{set("spec.deployment", "{replicas: 3}")}},
 	"redis with autoscaling":         {create: []change{set("spec.deployment", "{autoscaling: {minReplicas: 3, maxReplicas: 3}}")}},
 	"replicas and autoscaling":       {create: []change{set("spec.deployment", "{replicas: 3, autoscaling: {maxReplicas: 3}}")}, want: replicasOrHPA},

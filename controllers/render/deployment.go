@@ -26,10 +26,14 @@ func Deployment(w *Workload) *appsv1ac.DeploymentApplyConfiguration {
 	if w.settings.Autoscaling == nil {
 		spec.WithReplicas(w.Replicas())
 	}
-	return appsv1ac.Deployment(w.name, w.namespace).
+	deployment := appsv1ac.Deployment(w.name, w.namespace).
 		WithLabels(w.labels).
 		WithOwnerReferences(w.owners...).
 		WithSpec(spec)
+	if len(w.annotations) > 0 {
+		deployment.WithAnnotations(w.annotations)
+	}
+	return deployment
 }
 
 func (w *Workload) strategy() *appsv1ac.DeploymentStrategyApplyConfiguration {

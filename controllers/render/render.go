@@ -1,15 +1,18 @@
-// Package render builds the objects that a policy wants, as apply configurations: one pure
-// function per kind, where nil means that the policy does not want one.
+// Package render builds the objects that a policy or a pool wants, as apply configurations: one
+// pure function per kind, where nil means that none is wanted.
 //
 // Only what the operator has an opinion on is set. What is left out is the API server's to
 // default, or another's to set.
 package render
 
 import (
+	"fmt"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
@@ -60,6 +63,17 @@ func ConfigHash(manifest, keys []byte) string {
 	return hash
 }
 
+// InputOf is the input of a policy as a pool runs it on: p says who it is, and the manifest and the keys, which
+// the operator wrote once, what it said then. Nothing but a pool's objects is built from it.
+func InputOf(p *v1alpha1.DedupPolicy, manifest, keys []byte) (Input, error) {
+	was := &v1alpha1.DedupPolicy{}
+	if err := yaml.Unmarshal(manifest, was); err != nil {
+		return Input{}, fmt.Errorf("reading the manifest of policy %s: %w", p.Name, err)
+	}
+	was.ObjectMeta = *p.ObjectMeta.DeepCopy()
+	return Input{ConfigHash: ConfigHash(manifest, keys), policy: was, manifest: manifest, keys: keys}, nil
+}
+
 // Spec is the policy's, with every default filled in. It must not be changed.
 func (in Input) Spec() v1alpha1.DedupPolicySpec { return in.policy.Spec }
 
@@ -76,14 +90,19 @@ func ConfigMap(in Input) *corev1ac.ConfigMapApplyConfiguration {
 		WithData(files)
 }
 
-// Service is the endpoint of the policy's consumers.
+// Service is the endpoint of the policy's consumers. It leads to the pods of the policy's own, or
+// to those of its pool.
 func Service(in Input) *corev1ac.ServiceApplyConfiguration {
+	labels, selector := in.labels(), in.selector()
+	if pool := in.policy.Pool(); pool != "" {
+		labels[v1alpha1.LabelPool], selector = pool, v1alpha1.PoolSelectorLabels(pool)
+	}
 	return corev1ac.Service(in.name(), in.policy.Namespace).
-		WithLabels(in.labels()).
+		WithLabels(labels).
 		WithOwnerReferences(in.owner()).
 		WithSpec(corev1ac.ServiceSpec().
 			WithType(corev1.ServiceTypeClusterIP).
-			WithSelector(in.selector()).
+			WithSelector(selector).
 			WithPorts(
 				servicePort(v1alpha1.PortNameHTTP, v1alpha1.PortHTTP, "http"),
 				servicePort(v1alpha1.PortNameGRPC, v1alpha1.PortGRPC, "kubernetes.io/h2c")))
@@ -104,11 +123,13 @@ func (in Input) selector() map[string]string { return v1alpha1.SelectorLabels(in
 
 // owner makes a policy's objects go when it does.
 func (in Input) owner() *metav1ac.OwnerReferenceApplyConfiguration {
+	return in.reference().WithController(true).WithBlockOwnerDeletion(true)
+}
+
+func (in Input) reference() *metav1ac.OwnerReferenceApplyConfiguration {
 	return metav1ac.OwnerReference().
 		WithAPIVersion(v1alpha1.GroupVersion.String()).
 		WithKind(policy.Kind).
 		WithName(in.policy.Name).
-		WithUID(in.policy.UID).
-		WithController(true).
-		WithBlockOwnerDeletion(true)
+		WithUID(in.policy.UID)
 }

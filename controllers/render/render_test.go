@@ -56,18 +56,28 @@ func all(in render.Input) []any {
 }
 
 func TestGolden(t *testing.T) {
-	folders, err := filepath.Glob(filepath.Join("testdata", "*"))
-	if err != nil || len(folders) == 0 {
-		t.Fatalf("no cases in testdata (%v)", err)
+	golden(t, "*", func(t *testing.T, manifest []byte) []any {
+		t.Helper()
+		return all(input(t, manifest))
+	})
+}
+
+// golden holds what is rendered of each in.yaml of some folders to the out.yaml beside it.
+func golden(t *testing.T, folders string, rendered func(t *testing.T, manifest []byte) []any) {
+	t.Helper()
+	cases, err := filepath.Glob(filepath.Join("testdata", folders, "in.yaml"))
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases in testdata/%s (%v)", folders, err)
 	}
-	for _, folder := range folders {
+	for _, in := range cases {
+		folder := filepath.Dir(in)
 		t.Run(filepath.Base(folder), func(t *testing.T) {
-			manifest, err := os.ReadFile(filepath.Join(folder, "in.yaml"))
+			manifest, err := os.ReadFile(in)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got bytes.Buffer
-			for _, object := range all(input(t, manifest)) {
+			for _, object := range rendered(t, manifest) {
 				if reflect.ValueOf(object).IsNil() {
 					continue
 				}
@@ -162,7 +172,7 @@ func TestAnotherImageRollsThePods(t *testing.T) {
 func TestTheUsersLabelsDoNotReplaceOurs(t *testing.T) {
 	d := deployment(t, input(t, []byte(redisPolicy+`
   deployment:
-    podLabels: {app.kubernetes.io/managed-by: me, dedupd.io/policy: orders, team: orders}
+    podLabels: {app.kubernetes.io/managed-by: me, dedupd.io/policy: orders, dedupd.io/pool: small, team: orders}
     podAnnotations: {dedupd.io/store-hash: mine, note: hello}
 `)))
 	if got := d.Spec.Template.Labels; got["app.kubernetes.io/managed-by"] != "dedup-operator" || got["team"] != "orders" {
@@ -170,6 +180,9 @@ func TestTheUsersLabelsDoNotReplaceOurs(t *testing.T) {
 	}
 	if _, connected := d.Spec.Template.Labels["dedupd.io/policy"]; connected {
 		t.Error("the webhook would connect dedupd's own pods")
+	}
+	if _, found := d.Spec.Template.Labels["dedupd.io/pool"]; found {
+		t.Error("the Services of a pool's members would lead here")
 	}
 	if got := d.Spec.Template.Annotations; got["dedupd.io/store-hash"] == "mine" || got["note"] != "hello" {
 		t.Errorf("annotations %v", got)

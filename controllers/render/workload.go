@@ -19,15 +19,19 @@ type Workload struct {
 	stores   []v1alpha1.StoreSpec
 
 	content        podspec.Content
+	annotations    map[string]string // of the Deployment
 	podAnnotations map[string]string // win over those of the settings
 	options        Options
 }
 
-// Workload is the policy's own.
+// Workload is the policy's own; nil if it is to be a member of a pool.
 //
 // Of the policy's meaning only the store is in the pod template, as a hash, so that a change of
 // it rolls the pods; everything else reaches them through the ConfigMap while they run.
 func (in Input) Workload() *Workload {
+	if in.policy.Pool() != "" {
+		return nil
+	}
 	w := &Workload{
 		name: in.name(), namespace: in.policy.Namespace,
 		labels: in.labels(), selector: in.selector(),

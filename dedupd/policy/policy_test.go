@@ -254,7 +254,7 @@ func TestThePatternsAreThoseOfTheCRD(t *testing.T) {
 	}
 	texts := validations(crd)
 	celString := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
-	for _, p := range []*regexp.Regexp{namePattern, durationPattern, headerPattern, pathPattern, addressPattern, prefixPattern, databasePattern, schemaPattern, objectPattern} {
+	for _, p := range []*regexp.Regexp{namePattern, durationPattern, headerPattern, pathPattern, addressPattern, prefixPattern, databasePattern, schemaPattern, objectPattern, poolPattern} {
 		// As it is in `pattern` and in a raw string of CEL, or as a plain string of CEL has it.
 		if !slices.ContainsFunc(texts, func(text string) bool {
 			return strings.Contains(text, p.String()) || strings.Contains(text, celString.Replace(p.String()))

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"regexp"
+
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
@@ -8,6 +10,7 @@ import (
 
 func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory bool) {
 	replicas, autoscaling := at.Child("replicas"), at.Child("autoscaling")
+	c.pool(at.Child("pool"), d.Pool, memory)
 	if d.Replicas != nil {
 		c.upTo(replicas, int64(*d.Replicas), 100)
 		if memory && *d.Replicas != 1 {
@@ -42,5 +45,24 @@ func (c *checker) deployment(at *field.Path, d *v1alpha1.DeploymentSpec, memory 
 			}
 			seen[claim.Name] = true
 		}
+	}
+}
+
+var poolPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
+const maxPool = 51
+
+func (c *checker) pool(at *field.Path, pool string, memory bool) {
+	switch {
+	case pool == "":
+		return
+	case len(pool) > maxPool:
+		c.invalid(at, abridged(pool), "%d characters; at most %d, so that %s is a valid name for every object of the pool",
+			len(pool), maxPool, v1alpha1.PoolChildName("<pool>"))
+	case !poolPattern.MatchString(pool):
+		c.invalid(at, pool, "lower-case letters, digits and '-', neither first nor last a '-'")
+	}
+	if memory {
+		c.forbidden(at, "not with store.memory, whose marks live in a single process; use store.redis or store.postgres, or remove pool")
 	}
 }

@@ -1,0 +1,102 @@
+package controllers_test
+
+import (
+	"errors"
+	"maps"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
+)
+
+// live is the life of two policies in a pool: made, ready, one moves out and the other is edited, ready again.
+func (w *poolWorld) live() {
+	w.Helper()
+	w.add("first", pooled("small"))
+	w.add("second", pooled("small"), withSecret("auth"))
+	w.settleAll()
+	w.kubelet()
+	w.settleAll()
+	w.edit("first", func(s *v1alpha1.DedupPolicySpec) { s.Deployment, s.TTL = nil, "2h" })
+	w.edit("second", pooled("other"))
+	for range 3 {
+		w.settleAll()
+		w.kubelet()
+	}
+	w.settleAll()
+}
+
+// settleAll reconciles as the controllers do, again after an error. Of a process that crashed another
+// takes over.
+func (w *poolWorld) settleAll() {
+	w.Helper()
+	for range 4 {
+		err := w.reconcileAll()
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, errFault) {
+			w.Fatal(err)
+		}
+		w.sound()
+	}
+	w.Fatal("it does not settle")
+}
+
+// end is what everything has come to.
+func (w *poolWorld) end() map[string]string {
+	w.Helper()
+	all := map[string]string{}
+	for name, o := range w.objects() {
+		o := essence(o)
+		o.SetOwnerReferences(nil)
+		annotations := maps.Clone(o.GetAnnotations())
+		delete(annotations, v1alpha1.AnnotationApplied) // it covers the owners' UIDs
+		o.SetAnnotations(annotations)
+		if d, ok := o.(*appsv1.Deployment); ok {
+			delete(d.Spec.Template.Annotations, v1alpha1.AnnotationDepartures) // it tells when
+		}
+		all[name] = w.json(o)
+	}
+	for _, p := range w.policies() {
+		all[p.Name] = w.json(p.Status)
+	}
+	return all
+}
+
+// A fifth of the calls, since each costs a life: at every second of these the process crashes.
+func TestAfterAFailureOrACrashAtAnyCallPoolsEndTheSame(t *testing.T) {
+	w := newPoolWorld(t)
+	f := w.faulty(0, false)
+	w.live()
+	calls, want := f.calls, w.end()
+	if calls < 40 {
+		t.Fatalf("%d calls: a fault among them proves little", calls)
+	}
+	for n := 1; n <= calls; n += 5 {
+		w.clearAll()
+		f := w.faulty(n, n%2 == 0)
+		w.live()
+		if f.calls < n {
+			t.Fatalf("only %d calls", f.calls)
+		}
+		if diff := cmp.Diff(want, w.end()); diff != "" {
+			t.Errorf("call %d of %d (-without +with the fault):\n%s", n, calls, diff)
+		}
+	}
+}
+
+// clearAll deletes everything, as the garbage collector would.
+func (w *poolWorld) clearAll() {
+	w.Helper()
+	must(w, k8s.DeleteAllOf(ctx, &v1alpha1.DedupPolicy{}, client.InNamespace(w.namespace)))
+	must(w, k8s.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(w.namespace), client.GracePeriodSeconds(0)))
+	for _, o := range w.objects() {
+		must(w, k8s.Delete(ctx, o))
+	}
+	w.sound()
+}
