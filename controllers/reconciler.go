@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -16,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -39,6 +41,10 @@ type Reconciler struct {
 	Issuer Issuer
 	Clock  clock.PassiveClock
 	Render render.Options
+
+	// published are the resource versions of the statuses that the cache is not known to show yet, by
+	// the policy's UID.
+	published sync.Map
 }
 
 // Reconcile brings the children of one policy, and its status, to what they should be.
@@ -154,7 +160,9 @@ func (r *Reconciler) refused(p *v1alpha1.DedupPolicy, err error) (again time.Dur
 
 // publish writes the status if it changed, and records the events of the change.
 func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolicy) error {
-	if equality.Semantic.DeepEqual(before.Status, p.Status) {
+	// What is as the cache shows it may not be so any more: while the cache lacks the last status that was
+	// published, the patch fails, and there is another try.
+	if equality.Semantic.DeepEqual(before.Status, p.Status) && !r.lags(before) {
 		return nil
 	}
 	after := p.Status.DeepCopy() // the patch overwrites p by the API server's answer
@@ -164,8 +172,23 @@ func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolic
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
+	r.published.Store(p.UID, p.ResourceVersion)
 	r.record(p, statusNews(before.Status, *after))
 	return nil
+}
+
+// lags reports whether a policy is older than the status that was last published of it.
+func (r *Reconciler) lags(p *v1alpha1.DedupPolicy) bool {
+	published, ok := r.published.Load(p.UID)
+	if !ok {
+		return false
+	}
+	order, err := resourceversion.CompareResourceVersion(p.ResourceVersion, published.(string))
+	if err == nil && order < 0 {
+		return true
+	}
+	r.published.Delete(p.UID)
+	return false
 }
 
 func (r *Reconciler) record(p *v1alpha1.DedupPolicy, news []event) {

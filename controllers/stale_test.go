@@ -110,6 +110,30 @@ func TestAPolicyOfYesterdayIsNotPublishedAndIsMended(t *testing.T) {
 	}
 }
 
+// What it would publish is what a cache that is behind shows, and not what the policy's status is.
+func TestAStatusThatIsAsTheCacheShowsItIsNotTakenForPublished(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	w.ready()
+	yesterday := w.policy()
+	d := get(w, &appsv1.Deployment{})
+	d.Status.AvailableReplicas = 1
+	must(t, k8s.Status().Update(ctx, d))
+	w.reconcile()
+	w.wantCondition(v1alpha1.ConditionReady, isFalse, v1alpha1.ReasonNotReady)
+	w.roll("a", "b")
+	if _, err := w.r.Reconcile(ctx, yesterday); !apierrors.IsConflict(err) {
+		t.Errorf("%v, want a conflict, for another try", err)
+	}
+	w.reconcile()
+	w.wantCondition(v1alpha1.ConditionReady, isTrue, v1alpha1.ReasonReady)
+	w.written()
+	w.reconcile()
+	if written := w.written(); written != nil {
+		t.Errorf("wrote %v", written)
+	}
+}
+
 // Leader election keeps one at work, but one that has lost its lease may not know it yet.
 func TestTwoOperatorsAtOnceAgree(t *testing.T) {
 	w := newWorld(t)
