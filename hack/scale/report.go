@@ -39,11 +39,14 @@ func (r *report) percentiles(name string, durations []time.Duration, limit float
 	}
 }
 
-// record writes what was measured, plus a fifth, as the thresholds of the runs to come.
+// record writes what was measured, plus a fifth, as the thresholds of the runs to come. What is far
+// below its limit has none: there a fifth is noise.
 func (r *report) record() error {
 	recorded := map[string]float64{}
 	for _, f := range r.figures {
-		recorded[f.name] = f.value * 1.2
+		if f.limit == 0 || f.value > f.limit/10 {
+			recorded[f.name] = f.value * 1.2
+		}
 	}
 	data, err := json.MarshalIndent(recorded, "", "  ")
 	if err != nil {
