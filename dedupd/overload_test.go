@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -164,8 +165,9 @@ func (s *served) post(t *testing.T, client *http.Client, id string, body []byte)
 	request.Header.Set("Dedup-Consumer", "billing")
 	// A connection that was opened ahead of need may be closed by the server, whose wait for a request is
 	// over, just as one is sent on it. Go's client asks again if it knows that it may.
-	request.Header.Set("Dedup-Attempt", id)
-	request.Header.Set("Idempotency-Key", id)
+	attempt := rand.Text()
+	request.Header.Set("Dedup-Attempt", attempt)
+	request.Header.Set("Idempotency-Key", attempt)
 	response, err := client.Do(request)
 	if err != nil {
 		return 0, "no answer: " + err.Error()
