@@ -3,6 +3,7 @@ package webhook
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -35,7 +36,9 @@ func TestAServerThatStopsClosesConnectionsByItsAnswers(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Start(ctx) }()
 
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // so it speaks HTTP/1.1
+	roots := x509.NewCertPool()
+	roots.AddCert(borrowed.Certificate())
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}} // with a configuration of its own it speaks HTTP/1.1
 	defer transport.CloseIdleConnections()
 	ask := func() (reused, closes bool, err error) {
 		trace := &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { reused = c.Reused }}
