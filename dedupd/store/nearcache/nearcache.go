@@ -8,13 +8,13 @@
 // elsewhere, and the end of a ttl where all that is known of it is when the message was first
 // seen, by a clock that differs from this one. What goes through this process is noticed at once:
 //
-//   - After an operation that changed a record, its entry is gone, or is the new record, before
-//     the operation returns. While it has not returned, answers of before and of after are both
-//     right: nobody can tell the order of two operations that overlap.
-//   - An answer that was on its way meanwhile, and says what stood there before, must not come to
-//     be remembered afterwards. So each key has a version (shared with a few others), which is
-//     read before an operation is sent and counted up when one has changed something. An
-//     answer is remembered only if its key has the version that was read.
+//   - After an operation that found or made something else than what is remembered, that is
+//     gone, or is the new record, before the operation returns. While none has returned, answers of
+//     before and of after are both right: nobody can tell the order of operations that overlap.
+//   - An answer that was on its way meanwhile may be older than what is known by now, or newer:
+//     that cannot be told either, so it must not come to be remembered. So each key has a version
+//     (shared with a few others), which is read before an operation is sent and counted up by
+//     each answer. An answer is remembered only if it is the first since it was asked for.
 package nearcache
 
 import (
@@ -47,7 +47,7 @@ type Options struct {
 
 // versions is how many versions there are. Two keys that share one only cost each other a
 // lookup now and then.
-const versions = 1 << 14
+const versions = 1 << 16
 
 // Store answers repeats from memory and everything else from the store beneath it.
 type Store struct {
@@ -146,27 +146,18 @@ func (s *Store) look(m *misses, now time.Time, ops []store.Op, results []store.R
 // learn remembers, or forgets, by what an operation's answer says.
 func (s *Store) learn(op *store.Op, r *store.Result, a asked, sent time.Time) {
 	version, shard := s.version(a.hash), s.shard(a.hash)
+	// Counted first, and the shard's lock taken then: what others remember in between is dropped
+	// here, or replaced, and what they learn later they find not to be the first.
+	answers := version.Add(1)
 	if !final(r) {
-		// It has changed the record, or may have, or has found it changed: nothing that was
-		// asked before may be remembered from now on. First this, then the drop: what is
-		// remembered in between is dropped, and what comes later is not remembered.
-		version.Add(1)
 		shard.drop(op.Key)
 		return
 	}
 	e := entry{record: r.Record, until: sent.Add(s.options.MaxAge)}
-	current := a.version
 	switch {
 	case op.Verb == store.Lookup:
 		e.expires = sent.Add(r.Remaining)
 	case r.Outcome == store.Granted:
-		// A change as well. It is itself only remembered if nothing else has changed since it
-		// was sent: a Forget that it has crossed may have come after it.
-		current++
-		if version.Add(1) != current {
-			shard.drop(op.Key)
-			return
-		}
 		// Not earlier than that, unless the attempt had marked the message, or completed it,
 		// before: put knows, if that was here.
 		e.expires = sent.Add(op.TTL)
@@ -175,7 +166,7 @@ func (s *Store) learn(op *store.Op, r *store.Result, a asked, sent time.Time) {
 		// too early, and the store is asked, or too late, by at most MaxAge.
 		e.until = earlier(e.until, r.Record.FirstSeen.Add(op.TTL))
 	}
-	shard.put(op.Key, e, func() bool { return version.Load() == current })
+	shard.put(op.Key, e, func() bool { return answers == a.version+1 && answers == version.Load() })
 }
 
 // final says whether an answer names a record that no other attempt changes. One without an

@@ -58,7 +58,10 @@ func TestConformanceOverRedis(t *testing.T) {
 	server := redistest.Start(t)
 	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
 		tb.Helper()
-		return storetest.Fixture{Store: nearcache.New(newRedis(tb, server), nearcache.Options{MaxEntries: 1000, MaxAge: time.Hour, Now: time.Now})}
+		return storetest.Fixture{
+			Store:  nearcache.New(newRedis(tb, server), nearcache.Options{MaxEntries: 1000, MaxAge: time.Hour, Now: time.Now}),
+			Stalls: true,
+		}
 	})
 }
 
@@ -171,6 +174,12 @@ func (c *counted) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.ops
+}
+
+func (c *counted) holding(hold func(ops []store.Op) <-chan error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hold = hold
 }
 
 func newBench(maxEntries int) *bench {
@@ -360,7 +369,7 @@ func TestAnAnswerThatAForgetHasOvertakenIsNotRemembered(t *testing.T) {
 			b := newBench(100)
 			apply(b.under.Store, op(store.Mark, "marked", "a"), op(store.Claim, "claimed", "b"))
 			decided, release := make(chan struct{}), make(chan error)
-			b.under.hold = func(ops []store.Op) <-chan error {
+			b.under.holding(func(ops []store.Op) <-chan error {
 				if ops[0].Verb != first.Verb {
 					done := make(chan error, 1)
 					done <- nil
@@ -368,7 +377,7 @@ func TestAnAnswerThatAForgetHasOvertakenIsNotRemembered(t *testing.T) {
 				}
 				close(decided)
 				return release
-			}
+			})
 			answered := make(chan store.Result)
 			go func() { answered <- apply(b, first)[0] }()
 			<-decided
@@ -377,10 +386,43 @@ func TestAnAnswerThatAForgetHasOvertakenIsNotRemembered(t *testing.T) {
 			if r := <-answered; r.Err != nil || r.Record.State == 0 {
 				t.Errorf("the answer that was on its way: %+v", r)
 			}
-			b.under.mu.Lock()
-			b.under.hold = nil
-			b.under.mu.Unlock()
+			b.under.holding(nil)
 			b.want(t, op(store.Mark, first.Key, "c"), store.Granted, true)
+		})
+	}
+}
+
+// A completion, a Forget and a mark are done, and none of their answers is there, when somebody is
+// shown the mark. From then on nobody may be shown the completion, whichever answer comes first.
+func TestAnAnswerThatOthersHaveOvertakenIsNotRemembered(t *testing.T) {
+	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+		t.Run(fmt.Sprint(order), func(t *testing.T) {
+			b := newBench(100)
+			apply(b.under.Store, op(store.Claim, "k", "a"))
+			var releases, answered []chan error
+			for _, o := range []store.Op{held(op(store.Complete, "k", "a"), 1), op(store.Forget, "k", ""), op(store.Mark, "k", "b")} {
+				decided, release, answer := make(chan struct{}), make(chan error), make(chan error, 1)
+				b.under.holding(func([]store.Op) <-chan error { close(decided); return release })
+				go func() { answer <- apply(b, o)[0].Err }()
+				<-decided
+				releases, answered = append(releases, release), append(answered, answer)
+			}
+			b.under.holding(nil)
+			b.want(t, op(store.Lookup, "k", ""), store.Granted, true)
+			show := func() {
+				t.Helper()
+				if r := apply(b, op(store.Mark, "k", "c"))[0]; r.Outcome != store.Seen || r.Record.Owner != record.OwnerOf("b") {
+					t.Errorf("%+v, want the mark of b", r)
+				}
+			}
+			show()
+			for _, n := range order {
+				releases[n] <- nil
+				if err := <-answered[n]; err != nil {
+					t.Error(err)
+				}
+				show()
+			}
 		})
 	}
 }
@@ -388,11 +430,11 @@ func TestAnAnswerThatAForgetHasOvertakenIsNotRemembered(t *testing.T) {
 func TestAForgetOfUnknownOutcomeEndsTheTrust(t *testing.T) {
 	b := newBench(100)
 	b.want(t, op(store.Mark, "k", "a"), store.Granted, true)
-	b.under.hold = func([]store.Op) <-chan error {
+	b.under.holding(func([]store.Op) <-chan error {
 		lost := make(chan error, 1)
 		lost <- store.ErrUnavailable
 		return lost
-	}
+	})
 	if r := apply(b, op(store.Forget, "k", ""))[0]; !errors.Is(r.Err, store.ErrUnavailable) {
 		t.Errorf("%+v, want an error", r)
 	}
@@ -400,7 +442,7 @@ func TestAForgetOfUnknownOutcomeEndsTheTrust(t *testing.T) {
 	if r := apply(b, op(store.Mark, "k", "b"))[0]; !errors.Is(r.Err, store.ErrUnavailable) {
 		t.Errorf("%+v, want an error", r)
 	}
-	b.under.hold = nil
+	b.under.holding(nil)
 	b.want(t, op(store.Mark, "k", "c"), store.Seen, true)
 }
 

@@ -80,22 +80,32 @@ func (s *shard) find(op *store.Op, result *store.Result, now time.Time) bool {
 func (s *shard) drop(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.remove(key)
+}
+
+// remove needs the lock.
+func (s *shard) remove(key string) {
 	if place, ok := s.at[key]; ok {
 		delete(s.at, key)
 		s.ring[place] = slot{}
 	}
 }
 
-// put remembers an entry, if it is still current when the shard is locked: then whoever makes
-// it outdated is yet to drop it.
-func (s *shard) put(key string, e entry, current func() bool) {
+// put remembers an entry that is the newest there is, still so when the shard is locked: whoever
+// knows better then is yet to come here. Where it may not be, and what is remembered differs,
+// nobody knows which of the two stands.
+func (s *shard) put(key string, e entry, newest func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !current() {
+	place, ok := s.at[key]
+	known := ok && s.ring[place].record == e.record
+	if !newest() {
+		if !known {
+			s.remove(key)
+		}
 		return
 	}
-	place, ok := s.at[key]
-	if ok && s.ring[place].record == e.record {
+	if known {
 		// The record that was known already. It expires when it did before: whoever repeats a
 		// mark or a completion does not lengthen what is remembered.
 		e.expires = earlier(e.expires, s.ring[place].expires)
