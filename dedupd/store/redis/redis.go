@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,7 +84,7 @@ func New(o Options) (*Store, error) {
 		hashes:  layout(o.Spec),
 	}
 	u := &redis.UniversalOptions{
-		Addrs:         o.Spec.Addresses,
+		Addrs:         slices.Clone(o.Spec.Addresses), // the cluster's client appends to it
 		MasterName:    o.Spec.MasterName,
 		IsClusterMode: o.Spec.Mode == v1alpha1.RedisCluster,
 

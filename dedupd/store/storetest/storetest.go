@@ -38,6 +38,11 @@ type Fixture struct {
 	// when it will be committed. So of two that meet, the later may have the earlier time.
 	Early bool
 
+	// Stalls says that an operation finds what was there when it began, in the server, and reckons
+	// leases and ttls by the time when it ends. Nothing comes in between but time, if the
+	// server is suspended meanwhile.
+	Stalls bool
+
 	// MarksOnly says that the store takes no claims and holds no digests. What is about those
 	// is not checked then.
 	MarksOnly bool

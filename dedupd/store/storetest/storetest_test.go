@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -438,23 +439,53 @@ func shorter(by func(r *record.Record) time.Duration) func(*store.Entry, store.O
 	}
 }
 
-// TestTakeoversThatComeEarlyAreFoundOnARunningClock is the control of what the suite can tell
-// of a store whose clock it cannot move.
+const runningOut = "concurrent histories are linearizable while leases and records run out"
+
+// runsOut runs the check of what the suite can tell of a store whose clock it cannot move.
+func runsOut(f Fixture) error {
+	all := checks()
+	return all[slices.IndexFunc(all, func(c check) bool { return c.name == runningOut })].run(f)
+}
+
 func TestTakeoversThatComeEarlyAreFoundOnARunningClock(t *testing.T) {
 	t.Parallel()
-	const name = "concurrent histories are linearizable while leases and records run out"
 	for _, early := range []time.Duration{0, lapsing / 2} {
-		f := newFake()
-		f.transition = func(prev *store.Entry, op store.Op, _ time.Time) (*store.Entry, store.Result) {
-			return shorter(func(*record.Record) time.Duration { return early })(prev, op, time.Now().Truncate(time.Millisecond))
+		for _, stalls := range []bool{false, true} {
+			f := newFake()
+			f.transition = func(prev *store.Entry, op store.Op, _ time.Time) (*store.Entry, store.Result) {
+				return shorter(func(*record.Record) time.Duration { return early })(prev, op, time.Now().Truncate(time.Millisecond))
+			}
+			if err := runsOut(Fixture{Store: f, Stalls: stalls}); (err != nil) != (early > 0) {
+				t.Errorf("takeovers %s early, stalls %v: %v", early, stalls, err)
+			}
 		}
-		for _, c := range checks() {
-			if c.name != name {
-				continue
+	}
+}
+
+// A server that is suspended between its look and its writing finds what has expired meanwhile.
+func TestASuspendedServerIsWrongUnlessTheSuiteIsToldOfIt(t *testing.T) {
+	t.Parallel()
+	for _, stalls := range []bool{false, true} {
+		f := newFake()
+		writes := 0
+		f.transition = func(prev *store.Entry, op store.Op, _ time.Time) (*store.Entry, store.Result) {
+			now := time.Now().Truncate(time.Millisecond)
+			next, r := store.Transition(prev, op, now)
+			if prev == nil || !live(prev, now) || next == nil || next == prev {
+				return next, r
 			}
-			if err := c.run(Fixture{Store: f}); (err != nil) != (early > 0) {
-				t.Errorf("takeovers %s early: %v", early, err)
+			if writes++; writes%5 == 0 {
+				time.Sleep(expiring)
 			}
+			later := time.Now().Truncate(time.Millisecond)
+			found := *prev
+			if !live(prev, later) {
+				found.ExpiresAt = later.Add(time.Millisecond)
+			}
+			return store.Transition(&found, op, later)
+		}
+		if err := runsOut(Fixture{Store: f, Stalls: stalls}); (err != nil) == stalls {
+			t.Errorf("stalls %v: %v", stalls, err)
 		}
 	}
 }

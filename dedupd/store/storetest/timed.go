@@ -45,6 +45,14 @@ type asked struct {
 	of     *Fixture // what is asked, which says what it keeps and how exactly
 }
 
+// late is by how much longer than its ttl a record may be there for the operation.
+func (a asked) late() time.Duration {
+	if a.of.Stalls {
+		return a.of.Late + a.during.to - a.during.from
+	}
+	return a.of.Late
+}
+
 // standing is what stands under a key.
 type standing struct {
 	rec     record.Record // zero: nothing
@@ -61,23 +69,24 @@ type phase struct {
 }
 
 // phases are the ages between which an operation can tell a difference.
-func (s standing) phases(op store.Op, f *Fixture) []phase {
+func (s standing) phases(a asked) []phase {
+	op, end := a.op, s.ttl+a.late()
 	if s.rec.State == 0 {
 		return []phase{{age: span{0, forever}}}
 	}
 	fresh := time.Duration(0)
-	if f.Early {
+	if a.of.Early {
 		fresh = -forever // it may have been written after the moment by which the operation decides
 	}
 	entry := &store.Entry{Record: s.rec, ExpiresAt: moment(s.ttl)}
 	gone := phase{age: span{s.ttl, forever}}
 	acquires := op.Verb == store.Mark || op.Verb == store.Claim
 	if s.rec.State != record.Claimed || op.Verb != store.Lookup && (!acquires || op.Token.Owner == s.rec.Owner) {
-		return []phase{{age: span{fresh, s.ttl + f.Late}, entry: entry}, gone}
+		return []phase{{age: span{fresh, end}, entry: entry}, gone}
 	}
 	return []phase{
 		{age: span{fresh, s.rec.Lease}, entry: entry},
-		{age: span{s.rec.Lease, s.ttl + f.Late}, now: s.rec.Lease, entry: entry},
+		{age: span{s.rec.Lease, end}, now: s.rec.Lease, entry: entry},
 		gone,
 	}
 }
@@ -96,14 +105,14 @@ func (s standing) after(a asked, got store.Result) []standing {
 		a.during.from = max(a.during.from, s.now)
 	}
 	a.op.Token.Owner = a.of.kept(record.Record{State: record.Marked, Owner: a.op.Token.Owner}).Owner
-	for _, p := range s.phases(a.op, a.of) {
+	for _, p := range s.phases(a) {
 		then, at, possible := s, a.during, true
 		if s.rec.State != 0 {
 			then, at, possible = s.aged(a.during, p.age, a.of)
 		}
 		next, want := store.Transition(p.entry, a.op, moment(p.now))
 		if possible && got.Err == nil {
-			then, at, possible = then.agrees(at, a.of, got, want)
+			then, at, possible = then.agrees(at, a, got, want)
 		}
 		if !possible || at.from > at.to {
 			continue
@@ -134,7 +143,8 @@ func (s standing) aged(at, age span, f *Fixture) (standing, span, bool) {
 
 // agrees compares an answer with Transition's. The times that it tells say how old the record
 // is to a few milliseconds.
-func (s standing) agrees(at span, f *Fixture, got, want store.Result) (standing, span, bool) {
+func (s standing) agrees(at span, a asked, got, want store.Result) (standing, span, bool) {
+	f := a.of
 	if got.Outcome != want.Outcome || f.kept(timeless(got.Record)) != f.kept(timeless(want.Record)) ||
 		(got.RetryAfter > 0) != (want.RetryAfter > 0) {
 		return s, at, false
@@ -146,7 +156,7 @@ func (s standing) agrees(at span, f *Fixture, got, want store.Result) (standing,
 	}
 	if possible && want.Remaining > 0 {
 		age := s.ttl - got.Remaining
-		s, at, possible = s.aged(at, span{age, age + f.Late}, f)
+		s, at, possible = s.aged(at, span{age, age + a.late()}, f)
 	}
 	return s, at, possible
 }
