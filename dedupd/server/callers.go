@@ -45,6 +45,7 @@ func (s *Service) acquire(ctx context.Context, name string) (*running, error) {
 	if p := run.engine.Policy(); len(p.Callers) > 0 {
 		if err := s.admit(ctx, p); err != nil {
 			run.store.release()
+			s.Metrics.refusals.WithLabelValues(name, string(asError(err).Code)).Inc()
 			return nil, err
 		}
 	}

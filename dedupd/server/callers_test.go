@@ -322,6 +322,7 @@ func TestAStreamAsksAsItsTokenSays(t *testing.T) {
 	ask := func(policy string) *pb.CheckStreamRequest {
 		return &pb.CheckStreamRequest{Id: 1, Request: &pb.CheckStreamRequest_Check{Check: &pb.CheckRequest{Policy: policy, Consumer: "c", Message: messageID("1")}}}
 	}
+	refused := 0
 	for name, test := range map[string]struct {
 		token, policy string
 		answer        string     // "", or the error's code
@@ -334,6 +335,9 @@ func TestAStreamAsksAsItsTokenSays(t *testing.T) {
 		"nobody's, of a policy for all":   {"", "open", "", codes.OK},
 		"a bad one's, of a policy of all": {"x.y.z", "open", "", codes.OK},
 	} {
+		if test.answer == "UNAUTHENTICATED" {
+			refused++
+		}
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			t.Cleanup(cancel)
@@ -357,6 +361,10 @@ func TestAStreamAsksAsItsTokenSays(t *testing.T) {
 				t.Errorf("then %v, %v", response, err)
 			}
 		})
+	}
+	want := fmt.Sprintf(`dedupd_caller_refusals_total{code="UNAUTHENTICATED",policy="guarded"} %d`, refused)
+	if text := f.do("GET", "/metrics", "").text; !strings.Contains(text, want) {
+		t.Errorf("no line %s", want)
 	}
 }
 

@@ -21,6 +21,7 @@ type Metrics struct {
 	decisions   *prometheus.CounterVec
 	age         *prometheus.HistogramVec
 	settlements *prometheus.CounterVec
+	refusals    *prometheus.CounterVec
 
 	storeDuration *prometheus.HistogramVec
 	storeErrors   *prometheus.CounterVec
@@ -69,6 +70,8 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 			"How long ago the message of a DUPLICATE or CONFLICT was first seen.", ageBuckets, "policy"),
 		settlements: counters("dedupd_settlements_total",
 			"Claims completed, released and renewed. code is OK or an error's code.", "policy", "verb", "code"),
+		refusals: counters("dedupd_caller_refusals_total",
+			"Requests, and those of a stream, about a policy with callers that none of them has made. code is the error's.", "policy", "code"),
 
 		storeDuration: histograms("dedupd_store_duration_seconds",
 			"Duration of calls of the store, each of which carries a whole batch.", latencyBuckets, "policy", "op"),
@@ -115,12 +118,12 @@ func NewMetrics(version string, now func() time.Time) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(
-		m.claims, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
+		m.claims, m.decisions, m.age, m.settlements, m.refusals, m.storeDuration, m.storeErrors, m.storeUp,
 		m.storePending, m.storeRefused, m.nearHits, m.historyLost, m.historySince,
 		m.requests, m.requestDuration, m.refused, m.inFlight, m.panics, m.reloads, m.reloadOK, m.reloadedAt, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.storeDuration, m.storeErrors, m.storeUp,
+	m.perPolicies = append(m.perPolicies, m.decisions, m.age, m.settlements, m.refusals, m.storeDuration, m.storeErrors, m.storeUp,
 		m.storePending, m.storeRefused, m.nearHits, m.historyLost, m.historySince)
 	return m
 }
