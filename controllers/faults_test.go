@@ -69,12 +69,20 @@ func (w *world) faulty(at int, crash bool) *fault {
 // sound gives the reconciler a connection that works, as a new process has one.
 func (w *world) sound() { w.r.Client, w.r.Live = k8s, k8s }
 
-// settle reconciles as the controller does, again after an error. Of a process that crashed
-// another takes over.
 func (w *world) settle() {
 	w.Helper()
-	for range 3 {
+	w.untilSettled(func() error {
 		_, err := w.r.Reconcile(ctx, w.policy())
+		return err
+	})
+}
+
+// untilSettled reconciles as the controller does, again after an error. Of a process that crashed
+// another takes over.
+func (w *world) untilSettled(reconcile func() error) {
+	w.Helper()
+	for range 4 {
+		err := reconcile()
 		if err == nil {
 			return
 		}

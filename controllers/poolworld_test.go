@@ -11,8 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -47,38 +45,6 @@ func withSecret(name string) func(*v1alpha1.DedupPolicySpec) {
 	return func(s *v1alpha1.DedupPolicySpec) {
 		s.Store.Redis.CredentialsSecretRef = &v1alpha1.SecretRef{Name: name}
 	}
-}
-
-// add creates a policy of a name.
-func (w *poolWorld) add(name string, changes ...func(*v1alpha1.DedupPolicySpec)) *v1alpha1.DedupPolicy {
-	w.Helper()
-	p := &v1alpha1.DedupPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
-		Spec: v1alpha1.DedupPolicySpec{
-			Key:   v1alpha1.KeySpec{Strategy: v1alpha1.StrategyMessageID, MessageID: &v1alpha1.MessageIDKey{Header: "message-id"}},
-			TTL:   "1h",
-			Store: v1alpha1.StoreSpec{Redis: &v1alpha1.RedisStore{Addresses: []string{"redis:6379"}}},
-		},
-	}
-	for _, change := range changes {
-		change(&p.Spec)
-	}
-	must(w, k8s.Create(ctx, p))
-	return p
-}
-
-func (w *poolWorld) named(name string) *v1alpha1.DedupPolicy {
-	w.Helper()
-	p := &v1alpha1.DedupPolicy{}
-	must(w, k8s.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, p))
-	return p
-}
-
-func (w *poolWorld) edit(name string, change func(*v1alpha1.DedupPolicySpec)) {
-	w.Helper()
-	p := w.named(name)
-	change(&p.Spec)
-	must(w, k8s.Update(ctx, p))
 }
 
 func (w *poolWorld) policies() []v1alpha1.DedupPolicy {
@@ -165,7 +131,10 @@ func (w *poolWorld) kubelet(changes ...func(*status.Policy)) {
 		} else if err != nil {
 			w.Fatal(err)
 		}
-		w.startPod(d.Name, d.Spec.Template.Labels)
+		if w.addresses[d.Name] == "" {
+			w.addresses[d.Name] = fmt.Sprintf("127.0.2.%d", len(w.addresses)+1)
+		}
+		w.startPod(d.Name, d.Spec.Template.Labels, w.addresses[d.Name])
 		said := w.configured(d.Name)
 		for i := range said {
 			for _, change := range changes {
@@ -181,26 +150,6 @@ func (w *poolWorld) kubelet(changes ...func(*status.Policy)) {
 			must(w, client.IgnoreNotFound(k8s.Delete(ctx, &pod, client.GracePeriodSeconds(0))))
 		}
 	}
-}
-
-func (w *poolWorld) startPod(name string, labels map[string]string) {
-	w.Helper()
-	if w.addresses[name] == "" {
-		w.addresses[name] = fmt.Sprintf("127.0.2.%d", len(w.addresses)+1)
-	}
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: labels},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "dedupd", Image: "dedupd"}}},
-	}
-	must(w, client.IgnoreAlreadyExists(k8s.Create(ctx, pod)))
-	must(w, retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		if err := k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
-			return err
-		}
-		pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, w.addresses[name]
-		pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
-		return k8s.Status().Update(ctx, pod)
-	}))
 }
 
 // configured is what a dedupd says of the files of the ConfigMap of that name.

@@ -129,11 +129,11 @@ func (w *world) written() []string {
 	return written
 }
 
-// create makes a policy of the store redis:6379, changed.
-func (w *world) create(changes ...func(*v1alpha1.DedupPolicySpec)) *v1alpha1.DedupPolicy {
+// add makes a policy of a name and the store redis:6379, changed.
+func (w *world) add(name string, changes ...func(*v1alpha1.DedupPolicySpec)) *v1alpha1.DedupPolicy {
 	w.Helper()
 	p := &v1alpha1.DedupPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "orders"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
 		Spec: v1alpha1.DedupPolicySpec{
 			Key:   v1alpha1.KeySpec{Strategy: v1alpha1.StrategyMessageID, MessageID: &v1alpha1.MessageIDKey{Header: "message-id"}},
 			TTL:   "1h",
@@ -147,19 +147,36 @@ func (w *world) create(changes ...func(*v1alpha1.DedupPolicySpec)) *v1alpha1.Ded
 	return p
 }
 
-// change updates the policy's spec.
-func (w *world) change(change func(*v1alpha1.DedupPolicySpec)) {
+func (w *world) named(name string) *v1alpha1.DedupPolicy {
 	w.Helper()
-	p := w.policy()
+	p := &v1alpha1.DedupPolicy{}
+	must(w, k8s.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, p))
+	return p
+}
+
+// edit updates a policy's spec.
+func (w *world) edit(name string, change func(*v1alpha1.DedupPolicySpec)) {
+	w.Helper()
+	p := w.named(name)
 	change(&p.Spec)
 	must(w, k8s.Update(ctx, p))
 }
 
+// Most tests are about one policy, orders.
+
+func (w *world) create(changes ...func(*v1alpha1.DedupPolicySpec)) *v1alpha1.DedupPolicy {
+	w.Helper()
+	return w.add("orders", changes...)
+}
+
+func (w *world) change(change func(*v1alpha1.DedupPolicySpec)) {
+	w.Helper()
+	w.edit("orders", change)
+}
+
 func (w *world) policy() *v1alpha1.DedupPolicy {
 	w.Helper()
-	p := &v1alpha1.DedupPolicy{}
-	must(w, k8s.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: "orders"}, p))
-	return p
+	return w.named("orders")
 }
 
 // reconcile reconciles the policy as it now is, and wants no error.
@@ -228,22 +245,28 @@ func (w *world) roll(names ...string) {
 	}
 	must(w, k8s.Status().Update(ctx, d))
 	for i, name := range names {
-		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: d.Spec.Template.Labels},
-			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "dedupd", Image: "dedupd"}}},
-		}
-		must(w, client.IgnoreAlreadyExists(k8s.Create(ctx, pod)))
-		// The operator may touch the pod meanwhile.
-		must(w, retry.RetryOnConflict(retry.DefaultRetry, func() error {
-			if err := k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
-				return err
-			}
-			pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, fmt.Sprintf("127.0.1.%d", i+1)
-			pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
-			return k8s.Status().Update(ctx, pod)
-		}))
+		w.startPod(name, d.Spec.Template.Labels, fmt.Sprintf("127.0.1.%d", i+1))
 		w.pods.set(address(i), w.well())
 	}
+}
+
+// startPod makes a pod and has it run, or lets the one that is there run.
+func (w *world) startPod(name string, labels map[string]string, ip string) {
+	w.Helper()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: labels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "dedupd", Image: "dedupd"}}},
+	}
+	must(w, client.IgnoreAlreadyExists(k8s.Create(ctx, pod)))
+	// The operator may touch the pod meanwhile.
+	must(w, retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		if err := k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, ip
+		pod.Status.PodIPs = []corev1.PodIP{{IP: ip}}
+		return k8s.Status().Update(ctx, pod)
+	}))
 }
 
 // address is where the pod of that number is asked.
