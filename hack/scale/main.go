@@ -70,6 +70,8 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 	if err != nil {
 		return err
 	}
+	// The limits are for a thousand.
+	name, share := fmt.Sprintf("burst of %d", p.burst), float64(p.burst)/1000
 	started := time.Now()
 	if err := c.create(ctx, p.burst, func(int) <-chan time.Time { return nil }); err != nil {
 		return err
@@ -80,19 +82,19 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 		return err
 	}
 	took := time.Since(started)
-	fmt.Printf("burst: policies are created in %.4g s\n", created.Seconds()) // the API server's part, not the operator's
-	r.add("burst: all children are applied", took.Seconds(), "s", 60)
+	fmt.Printf("%s: policies are created in %.4g s\n", name, created.Seconds()) // the API server's part, not the operator's
+	r.add(name+": all children are applied", took.Seconds(), "s", 60*share)
 	cpu, err := c.cpuSeconds()
 	if err != nil {
 		return err
 	}
-	r.add("burst: the operator has computed", cpu, "s", 0)
-	r.percentiles("burst: create -> children", latencies, 0)
+	r.add(name+": the operator has computed", cpu, "s", 0)
+	r.percentiles(name+": create -> children", latencies, 0)
 	ready, err := c.kubelet.awaitReady(ctx, c.made)
 	if err != nil {
 		return err
 	}
-	r.percentiles("burst: create -> Ready, with pods that start at once", ready, 0)
+	r.percentiles(name+": create -> Ready, with pods that start at once", ready, 0)
 	objects, err := c.children(ctx)
 	if err != nil {
 		return err
@@ -107,7 +109,7 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 	}
 	r.add("writes per policy, events aside", float64(after.objects-before.objects)/float64(p.burst), "", 8)
 	r.add("events per policy", float64(after.events-before.events)/float64(p.burst), "", 0)
-	return c.memory(r, fmt.Sprintf("memory at %d policies", p.burst), 100)
+	return c.memory(r, fmt.Sprintf("memory at %d policies", p.burst), 100*share)
 }
 
 // steady creates policies at a rate, in the operator's company of those of before.
