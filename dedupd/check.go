@@ -168,7 +168,9 @@ func (o *checkOptions) open(p *policy.Policy, env environment) (store.Store, err
 	if o.store == "memory" {
 		return memory.New(memory.Options{MaxEntries: math.MaxInt, Now: env.now}), nil
 	}
-	return openServed(p, serveOptions{secretsDir: o.secretsDir, storeTimeout: o.timeout}, slog.New(slog.DiscardHandler), env.now)
+	served := serveOptions{storeTimeout: o.timeout}
+	served.config.SecretsDir = o.secretsDir
+	return openServed(p, served, slog.New(slog.DiscardHandler), env.now)
 }
 
 func choose(policies []*policy.Policy, name string) (*policy.Policy, error) {

@@ -31,7 +31,6 @@ type serveOptions struct {
 	mounted            bool
 	httpAddr, grpcAddr string
 	pprofAddr          string
-	secretsDir         string
 	storeTimeout       time.Duration
 	maxPending         int
 	limits             server.Limits
@@ -56,7 +55,7 @@ func parseServe(args []string, env environment) (serveOptions, error) {
 	flags.StringVar(&o.httpAddr, "http-addr", ":8080", "`HOST:PORT` for HTTP")
 	flags.StringVar(&o.grpcAddr, "grpc-addr", ":9090", "`HOST:PORT` for gRPC")
 	flags.StringVar(&o.pprofAddr, "pprof-addr", "", "`HOST:PORT` for Go's profiles, which tell whoever asks a lot: a loopback address (default: none are served)")
-	flags.StringVar(&o.secretsDir, "secrets-dir", "/etc/dedupd/secrets", "the `DIR` with a directory for each Secret that a policy names")
+	flags.StringVar(&o.config.SecretsDir, "secrets-dir", "/etc/dedupd/secrets", "the `DIR` with a directory for each Secret that a policy names")
 	flags.StringVar(&o.config.CallerKeys, "caller-keys", "", "the `FILE` with the keys of the issuer of ServiceAccount tokens, for policies with callers (default issuer.jwks beside the policies)")
 	flags.DurationVar(&o.storeTimeout, "store-timeout", engine.DefaultTimeout, "how long a call of the store may take")
 	flags.IntVar(&o.maxPending, "max-pending", 10_000, "greatest `NUMBER` of operations on their way to a policy's store; what exceeds it is answered OVERLOADED")
@@ -170,11 +169,11 @@ func openServed(p *policy.Policy, o serveOptions, log *slog.Logger, now func() t
 	switch spec := p.StoreSpec; {
 	case spec.Redis != nil:
 		return redis.New(redis.Options{
-			Spec: *spec.Redis, SecretsDir: o.secretsDir, BirthKey: p.BirthKey, Timeout: o.storeTimeout, Now: now, Log: log.With("policy", p.Name),
+			Spec: *spec.Redis, SecretsDir: o.config.SecretsDir, BirthKey: p.BirthKey, Timeout: o.storeTimeout, Now: now, Log: log.With("policy", p.Name),
 		})
 	case spec.Postgres != nil:
 		return postgres.New(postgres.Options{
-			Spec: *spec.Postgres, SecretsDir: o.secretsDir, Timeout: o.storeTimeout, Sweep: time.Tick(time.Second), Log: log.With("policy", p.Name),
+			Spec: *spec.Postgres, SecretsDir: o.config.SecretsDir, Timeout: o.storeTimeout, Sweep: time.Tick(time.Second), Log: log.With("policy", p.Name),
 		})
 	case spec.Memory != nil:
 		return memory.New(memory.Options{MaxEntries: int(spec.Memory.MaxEntries), Now: now}), nil

@@ -1,5 +1,7 @@
 package v1alpha1
 
+import "slices"
+
 // StoreSpec says where messages are remembered. Exactly one member.
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.redis) ? 1 : 0) + (has(self.postgres) ? 1 : 0) + (has(self.memory) ? 1 : 0) == 1",message="store: exactly one of redis, postgres or memory"
@@ -15,6 +17,28 @@ type StoreSpec struct {
 	// The memory of the single dedupd process: for trying out. A restart forgets everything.
 	// +optional
 	Memory *MemoryStore `json:"memory,omitempty"`
+}
+
+// Secrets are the names of the Secrets that the store refers to, each once.
+func (s *StoreSpec) Secrets() []string {
+	var refs []*SecretRef
+	var tls *StoreTLS
+	switch {
+	case s.Redis != nil:
+		refs, tls = append(refs, s.Redis.CredentialsSecretRef), s.Redis.TLS
+	case s.Postgres != nil:
+		refs, tls = append(refs, &s.Postgres.CredentialsSecretRef), s.Postgres.TLS
+	}
+	if tls != nil {
+		refs = append(refs, tls.CASecretRef, tls.ClientSecretRef)
+	}
+	var names []string
+	for _, ref := range refs {
+		if ref != nil && !slices.Contains(names, ref.Name) {
+			names = append(names, ref.Name)
+		}
+	}
+	return names
 }
 
 // RedisMode is a Redis topology.

@@ -44,7 +44,7 @@ func (p Pool) Workload() *Workload {
 	}
 	for _, m := range p.Members {
 		w.stores = append(w.stores, m.policy.Spec.Store)
-		w.content.Secrets = append(w.content.Secrets, podspec.Secrets(m.policy)...)
+		w.content.Secrets = append(w.content.Secrets, m.policy.Spec.Store.Secrets()...)
 	}
 	if p.Departures != "" {
 		w.annotations = map[string]string{v1alpha1.AnnotationDepartures: p.Departures}

@@ -5,7 +5,6 @@ package podspec
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,7 +73,7 @@ func Of(p *v1alpha1.DedupPolicy) Content {
 		// By name, since dedupd reads every file of a folder: no key that someone else adds to
 		// the ConfigMap becomes a policy.
 		File:    v1alpha1.PolicyFile,
-		Secrets: Secrets(p),
+		Secrets: p.Spec.Store.Secrets(),
 	}
 	if d := p.Spec.Deployment; d != nil {
 		c.Resources = d.Resources
@@ -124,29 +123,6 @@ func Volumes(content Content) []*corev1ac.VolumeApplyConfiguration {
 		volumes = append(volumes, corev1ac.Volume().WithName(secretVolume(i)).WithSecret(secret))
 	}
 	return volumes
-}
-
-// Secrets are the names of the Secrets that the policy's store refers to, each once, in the
-// order of the spec.
-func Secrets(p *v1alpha1.DedupPolicy) []string {
-	var refs []*v1alpha1.SecretRef
-	var tls *v1alpha1.StoreTLS
-	switch s := p.Spec.Store; {
-	case s.Redis != nil:
-		refs, tls = append(refs, s.Redis.CredentialsSecretRef), s.Redis.TLS
-	case s.Postgres != nil:
-		refs, tls = append(refs, &s.Postgres.CredentialsSecretRef), s.Postgres.TLS
-	}
-	if tls != nil {
-		refs = append(refs, tls.CASecretRef, tls.ClientSecretRef)
-	}
-	var names []string
-	for _, ref := range refs {
-		if ref != nil && !slices.Contains(names, ref.Name) {
-			names = append(names, ref.Name)
-		}
-	}
-	return names
 }
 
 const configVolume = v1alpha1.SidecarName + "-config"

@@ -150,10 +150,11 @@ func (c Config) keysFile() string {
 	return filepath.Join(folder, v1alpha1.IssuerFile)
 }
 
-// loadCallers reads what the tokens of the policies' callers are verified by, where there are any. With
-// a mounted configuration what is wrong concerns them alone, and the other policies run.
-func (s *Service) loadCallers(policies []*policy.Policy) (*callers, error) {
-	i := slices.IndexFunc(policies, func(p *policy.Policy) bool { return len(p.Callers) > 0 })
+// loadCallers reads what the tokens of the policies' callers are verified by, where there are any, also of
+// those that run on. With a mounted configuration what is wrong concerns them alone, and the other policies run.
+func (s *Service) loadCallers(policies, standing []*policy.Policy) (*callers, error) {
+	all := slices.Concat(policies, standing)
+	i := slices.IndexFunc(all, func(p *policy.Policy) bool { return p != nil && len(p.Callers) > 0 })
 	if i < 0 {
 		return &callers{missing: errors.New("no policy had callers when the configuration was read")}, nil
 	}
@@ -165,9 +166,9 @@ func (s *Service) loadCallers(policies []*policy.Policy) (*callers, error) {
 	if err != nil {
 		err = fmt.Errorf("the keys of the cluster's issuer: %s: %w", s.config.keysFile(), err)
 		if s.config.Strict {
-			return nil, fmt.Errorf("policy %s: spec.callers: %w; save there what docs/operating.md says, name another file with --caller-keys, or remove spec.callers to let everybody ask", policies[i].Name, err)
+			return nil, fmt.Errorf("policy %s: spec.callers: %w; save there what docs/operating.md says, name another file with --caller-keys, or remove spec.callers to let everybody ask", all[i].Name, err)
 		}
-		s.Log.Error("policies with callers answer nobody", "policy", policies[i].Name, "error", err)
+		s.Log.Error("policies with callers answer nobody", "policy", all[i].Name, "error", err)
 	}
 	for _, p := range policies {
 		if len(p.Callers) > 0 {

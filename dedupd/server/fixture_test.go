@@ -73,6 +73,7 @@ type options struct {
 	open      func(*policy.Policy) (store.Store, error)
 	issuer    []byte // the keys of the callers' issuer; nil: there is no such file
 	mounted   bool
+	secrets   string // the folder of the Secrets
 	now       func() time.Time
 }
 
@@ -148,7 +149,7 @@ func start(tb testing.TB, modify ...func(*options)) *fixture {
 	if o.issuer != nil {
 		f.writeKeys(o.issuer)
 	}
-	if err := f.LoadConfig(Config{Path: f.config, Strict: !o.mounted}); err != nil {
+	if err := f.LoadConfig(Config{Path: f.config, Strict: !o.mounted, SecretsDir: o.secrets}); err != nil {
 		tb.Fatal(err)
 	}
 	httpOn, grpcOn := listen(tb), listen(tb)

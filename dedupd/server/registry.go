@@ -147,6 +147,14 @@ func (r *Registry) acquire(name string) (*running, error) {
 	}
 }
 
+// policy is the policy of that name that runs, nil if there is none.
+func (r *Registry) policy(name string) *policy.Policy {
+	if run := (*r.current.Load())[name]; run != nil {
+		return run.engine.Policy()
+	}
+	return nil
+}
+
 // Names are the names of the policies that run, sorted.
 func (r *Registry) Names() []string {
 	return slices.Sorted(maps.Keys(*r.current.Load()))

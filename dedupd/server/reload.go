@@ -22,13 +22,18 @@ type Config struct {
 	// CallerKeys is the file with the keys by which the tokens of policies' callers are checked;
 	// empty: v1alpha1.IssuerFile beside the policies.
 	CallerKeys string
+
+	// SecretsDir holds a folder for each Secret that a policy's store names. A pod has those that its policies
+	// named when it was made: a policy that comes to name another runs as before until it is there.
+	SecretsDir string
 }
 
 // config is what the service knows of its configuration. Only one goroutine at a time uses it.
 type config struct {
 	Config
-	loaded string // the fingerprint of what runs; empty: to be tried again
-	said   string // the error that was logged last
+	loaded string   // the fingerprint of what runs; empty: to be tried again
+	said   string   // the error that was logged last
+	awaits []string // the folders of Secrets for which policies run as before
 }
 
 // LoadConfig loads the configuration for the first time. Unlike later, an error is final.
@@ -54,8 +59,7 @@ func (s *Service) watchConfig(ctx context.Context, every time.Duration) {
 }
 
 // reload loads a configuration that has changed. One that cannot run is tried again at each
-// tick, since what it lacks may arrive later (a mounted Secret), and is said once. What ran
-// before runs on.
+// tick, and is said once. What ran before runs on.
 func (s *Service) reload() {
 	err := s.load()
 	text := ""
@@ -83,16 +87,22 @@ func (s *Service) load() error {
 	if err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
-	if found == s.config.loaded {
+	if found == s.config.loaded && !slices.ContainsFunc(s.config.awaits, exists) {
 		return nil
 	}
 	policies, err := policy.Load(s.config.Path, s.config.Strict)
 	if err != nil {
 		return err
 	}
-	callers, err := s.loadCallers(policies)
+	standing, awaits := s.standing(policies)
+	callers, err := s.loadCallers(policies, standing)
 	if err != nil {
 		return err
+	}
+	for i, was := range standing {
+		if was != nil {
+			policies[i] = was
+		}
 	}
 	before := s.Registry.Names()
 	// Before the policies, so that none of them is asked for with the keys of before.
@@ -100,9 +110,12 @@ func (s *Service) load() error {
 	if err := s.Registry.Apply(policies); err != nil {
 		return err
 	}
-	s.config.loaded = found
+	s.config.loaded, s.config.awaits = found, awaits
 	s.Metrics.reloads.WithLabelValues("success").Inc()
 	s.Metrics.reloadOK.Set(1)
+	if len(awaits) > 0 {
+		s.Metrics.reloadOK.Set(0)
+	}
 	s.Metrics.reloadedAt.Set(float64(s.Now().UnixMilli()) / 1000)
 	for _, name := range before {
 		if !slices.Contains(s.Registry.Names(), name) {
@@ -117,6 +130,30 @@ func (s *Service) load() error {
 	default: // the stores are about to be asked anyway
 	}
 	return nil
+}
+
+// standing are the policies that run and go on as they are, each at the place of the one of its name: that has
+// another store, and needs a Secret for it that this pod has not. awaits are the folders that are not there.
+func (s *Service) standing(policies []*policy.Policy) (standing []*policy.Policy, awaits []string) {
+	standing = make([]*policy.Policy, len(policies))
+	for i, p := range policies {
+		was := s.Registry.policy(p.Name)
+		if was == nil || was.StoreHash == p.StoreHash {
+			continue
+		}
+		for _, secret := range p.StoreSpec.Secrets() {
+			if folder := filepath.Join(s.config.SecretsDir, secret); !exists(folder) {
+				standing[i], awaits = was, append(awaits, folder)
+				s.Log.Warn("the policy runs as before: its store names a Secret that this pod has not; a pod that is made now has it", "policy", p.Name, "secret", secret)
+			}
+		}
+	}
+	return standing, awaits
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (s *Service) announce(p *policy.Policy) {

@@ -166,6 +166,52 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 }
 
+// A pod has the Secrets that its policies named when it was made. One of before serves until its successor does.
+func TestAPolicyRunsAsBeforeUntilTheSecretIsThereThatItNames(t *testing.T) {
+	secrets := t.TempDir()
+	mount := func(name string) {
+		t.Helper()
+		if err := os.Mkdir(filepath.Join(secrets, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := func(secret, ttl string) string {
+		return strings.Replace(ids("1h", 1000), "{memory: {maxEntries: 1000}}",
+			fmt.Sprintf("{redis: {addresses: [redis:6379], credentialsSecretRef: {name: %s}}}", secret), 1) +
+			"---" + strings.Replace(ids(ttl, 1000), "name: ids", "name: other", 1)
+	}
+	mount("old")
+	s := &stores{}
+	f := start(t, func(o *options) { o.manifests, o.open, o.secrets = both("old", "1h"), s.open, secrets })
+	if got := f.decision("a"); got != "FRESH" {
+		t.Fatal(got)
+	}
+	before := f.Status().Policies
+	f.writeConfig(both("new", "2h"))
+	eventually(t, "the other policy has its new ttl", func() bool { return f.Status().Policies[1].ConfigHash != before[1].ConfigHash })
+	if st := f.Status(); st.Policies[0].ConfigHash != before[0].ConfigHash || st.ConfigError != "" {
+		t.Errorf("%+v, want the policy as before", st)
+	}
+	if got := f.decision("a"); got != "DUPLICATE" {
+		t.Errorf("%s, want what is remembered in the store of before", got)
+	}
+	if !strings.Contains(f.do("GET", "/metrics", "").text, "dedupd_config_reload_success 0") {
+		t.Error("no metric says that another configuration runs")
+	}
+	time.Sleep(50 * time.Millisecond) // five looks at the file; that nothing happens has no other sign
+	if n := strings.Count(f.logs.String(), "a Secret that this pod has not"); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	mount("new")
+	eventually(t, "the policy runs as it is now", func() bool { return f.Status().Policies[0].ConfigHash != before[0].ConfigHash })
+	if got := f.decision("a"); got != "FRESH" {
+		t.Errorf("%s, want an answer of the new store", got)
+	}
+	if !strings.Contains(f.do("GET", "/metrics", "").text, "dedupd_config_reload_success 1") {
+		t.Error("no metric says that it runs")
+	}
+}
+
 // A ConfigMap is mounted as links into a folder that a link exchanges.
 func TestReloadOfAMountedConfigMap(t *testing.T) {
 	dir := t.TempDir()
