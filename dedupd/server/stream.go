@@ -23,6 +23,7 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 	}
 	defer g.inFlight.give(streamCost)
 	q := newQueue(g.Limits)
+	defer q.close(errStopping) // receive may wait for room, also when it is an error or a panic that ends this
 	go receive(stream, q)
 	stop := context.AfterFunc(stream.Context(), func() { q.close(stream.Context().Err()) })
 	defer stop()
