@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"time"
@@ -201,11 +200,7 @@ func (s *Service) guardStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 			s.panicked(cause)
 			err = grpcError(errPanic)
 		}
-		code := status.Code(err)
-		if errors.Is(err, context.Canceled) {
-			code = status.FromContextError(context.Canceled).Code()
-		}
-		s.Metrics.request("grpc", path.Base(info.FullMethod), code.String(), s.Now().Sub(start))
+		s.Metrics.request("grpc", path.Base(info.FullMethod), status.Code(err).String(), s.Now().Sub(start))
 	}()
 	return handler(srv, stream)
 }

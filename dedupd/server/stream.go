@@ -1,12 +1,12 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"io"
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
@@ -25,8 +25,6 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 	q := newQueue(g.Limits)
 	defer q.close(errStopping) // receive may wait for room, also when it is an error or a panic that ends this
 	go receive(stream, q)
-	stop := context.AfterFunc(stream.Context(), func() { q.close(stream.Context().Err()) })
-	defer stop()
 	defer g.tokenEnds(stream.Context(), func() { q.close(errTokenEnded) })()
 	go func() {
 		select {
@@ -48,8 +46,16 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		return grpcError(err)
+		return endError(err)
 	}
+}
+
+// endError is why a stream ends: what gRPC says, as of a caller that has left, or an error of ours.
+func endError(err error) error {
+	if _, said := status.FromError(err); said {
+		return err
+	}
+	return grpcError(err)
 }
 
 var errStopping = &engine.Error{

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -55,6 +56,44 @@ func TestAStreamThatIsEndedLeavesNothingBehind(t *testing.T) {
 			}
 			eventually(t, "nobody receives", func() bool { return !strings.Contains(goroutines(), "server.receive(") })
 		})
+	}
+}
+
+// Callers that leave are no bugs of dedupd, and are not counted as such.
+func TestAStreamIsCountedByWhatEndedIt(t *testing.T) {
+	f := start(t, func(o *options) { o.limits.MaxBody, o.limits.MaxBatchBytes = 1000, 1000 })
+	for name, test := range map[string]struct {
+		end  func(s pb.DedupService_CheckStreamClient, leave context.CancelFunc) error
+		code codes.Code
+	}{
+		"its caller leaves":  {func(_ pb.DedupService_CheckStreamClient, leave context.CancelFunc) error { leave(); return nil }, codes.Canceled},
+		"its caller is done": {func(s pb.DedupService_CheckStreamClient, _ context.CancelFunc) error { return s.CloseSend() }, codes.OK},
+		"a request too large": {func(s pb.DedupService_CheckStreamClient, _ context.CancelFunc) error {
+			return s.Send(checkOf("ids", strings.Repeat("x", 1<<20)))
+		}, codes.ResourceExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, leave := context.WithCancel(ctx(t))
+			defer leave()
+			stream, err := f.rpc.CheckStream(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(checkOf("ids", "1")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			if err := test.end(stream, leave); err != nil {
+				t.Fatal(err)
+			}
+			line := fmt.Sprintf(`dedupd_requests_total{code=%q,protocol="grpc",route="CheckStream"} `, test.code)
+			eventually(t, line, func() bool { return strings.Contains(f.do("GET", "/metrics", "").text, line) })
+		})
+	}
+	if text := f.do("GET", "/metrics", "").text; strings.Contains(text, `code="Internal",protocol="grpc"`) {
+		t.Error("a stream is counted as one that a bug has ended")
 	}
 }
 
