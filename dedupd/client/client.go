@@ -17,9 +17,12 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
@@ -170,13 +173,17 @@ type Claim struct {
 // long as there is no answer: that never turns a fresh message into a duplicate. An error is
 // never a decision.
 func (c *Client) Check(ctx context.Context, m Message) (Answer, error) {
+	content, err := toPB(m)
+	if err != nil {
+		return Answer{}, err
+	}
 	request := &pb.CheckRequest{
 		Policy: c.config.Policy, Consumer: c.config.Consumer,
 		Attempt: rand.Text(), // here, once, and not in the loop
-		Message: &pb.Message{Headers: m.Headers, Body: m.Body},
+		Message: content,
 	}
 	var answer *pb.Answer
-	err := c.retry(ctx, func(ctx context.Context) error {
+	err = c.retry(ctx, func(ctx context.Context) error {
 		response, err := c.rpc.Check(ctx, request)
 		answer = response.GetAnswer()
 		return err
@@ -185,6 +192,16 @@ func (c *Client) Check(ctx context.Context, m Message) (Answer, error) {
 		return Answer{}, fmt.Errorf("checking a message: %w", err)
 	}
 	return fromPB(answer)
+}
+
+// toPB refuses a message that cannot be encoded, which on a stream would fail all that travel with it.
+func toPB(m Message) (*pb.Message, error) {
+	for name, value := range m.Headers {
+		if !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return nil, fmt.Errorf("checking a message: %w", status.Errorf(codes.InvalidArgument, "message.headers: %q: %q; want UTF-8", name, value))
+		}
+	}
+	return &pb.Message{Headers: m.Headers, Body: m.Body}, nil
 }
 
 // fromPB refuses an answer of a newer server that it does not know: it is no decision.

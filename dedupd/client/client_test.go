@@ -70,8 +70,12 @@ spec:
 const lease = 3 * time.Second
 
 // serve runs a server and returns its gRPC address.
-func serve(t *testing.T) string {
+func serve(t *testing.T, modify ...func(*server.Limits)) string {
 	t.Helper()
+	limits := server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 8 << 20}
+	for _, m := range modify {
+		m(&limits)
+	}
 	log := slog.New(slog.DiscardHandler)
 	metrics := server.NewMetrics("test", time.Now)
 	service := server.NewService(server.Options{
@@ -82,8 +86,7 @@ func serve(t *testing.T) string {
 			func(p *policy.Policy, s store.Store) *engine.Engine {
 				return engine.New(p, s, engine.Options{Now: time.Now})
 			}),
-		Metrics: metrics, Version: "test", Log: log, Now: time.Now,
-		Limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 8 << 20},
+		Metrics: metrics, Version: "test", Log: log, Now: time.Now, Limits: limits,
 	})
 	path := filepath.Join(t.TempDir(), "p.yaml")
 	keys, err := caller.NewDocument(callertest.Discovery(), callertest.Set(t, "rsa"))

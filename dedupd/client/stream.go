@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
@@ -27,14 +28,15 @@ type Stream struct {
 	ctx    context.Context //nolint:containedctx // of the gRPC stream, which outlives the calls that open it
 	cancel context.CancelFunc
 
-	mu      sync.Mutex
-	rpc     checkStream              // guarded by mu; nil: to be opened
-	abort   context.CancelFunc       // guarded by mu: ends rpc
-	waiting []*streamCall            // guarded by mu
-	sent    map[uint64][]*streamCall // guarded by mu: by the batch's id, on rpc
-	lastID  uint64                   // guarded by mu
-	most    int                      // guarded by mu: messages of a batch
-	corked  bool                     // guarded by mu: receive sends what waits, and soon
+	mu        sync.Mutex
+	rpc       checkStream             // guarded by mu; nil: to be opened
+	abort     context.CancelFunc      // guarded by mu: ends rpc
+	waiting   []*streamCall           // guarded by mu
+	sent      map[uint64]streamFlight // guarded by mu: by the batch's id, on rpc
+	lastID    uint64                  // guarded by mu
+	most      int                     // guarded by mu: messages of a batch
+	mostBytes int                     // guarded by mu: of a batch of several
+	corked    bool                    // guarded by mu: receive sends what waits, and soon
 }
 
 type checkStream = grpc.BidiStreamingClient[pb.CheckStreamRequest, pb.CheckStreamResponse]
@@ -47,13 +49,31 @@ type streamCall struct {
 	left    bool // guarded by Stream.mu: the message is the caller's again
 }
 
+// bytes is what the message takes in a batch as it travels.
+func (c *streamCall) bytes() int {
+	content := 0
+	if body := len(c.message.GetMessage().GetBody()); body > 0 {
+		content += 1 + protowire.SizeBytes(body)
+	}
+	for name, value := range c.message.GetMessage().GetHeaders() {
+		content += 1 + protowire.SizeBytes(1+protowire.SizeBytes(len(name))+1+protowire.SizeBytes(len(value)))
+	}
+	return 1 + protowire.SizeBytes(1+protowire.SizeBytes(content)+1+protowire.SizeBytes(len(c.message.GetAttempt())))
+}
+
+// streamFlight is a batch on its way.
+type streamFlight struct {
+	calls []*streamCall
+	bytes int
+}
+
 type streamAnswer struct {
 	answer *pb.Answer
 	err    error
 }
 
 // On one stream there are at most streamFlights batches without an answer, each of at most
-// streamBatch messages, and of no more once they have streamBytes: fewer, fuller ones are
+// streamBatch messages and streamBytes, but of one message whatever its size: fewer, fuller ones are
 // cheaper, and with two of them one is made up while the other is under way.
 const (
 	streamFlights = 2
@@ -64,7 +84,7 @@ const (
 // Stream returns a stream, which is opened by its first check, and anew where it has ended.
 // Close ends it.
 func (c *Client) Stream() *Stream {
-	s := &Stream{client: c, sent: map[uint64][]*streamCall{}, most: streamBatch}
+	s := &Stream{client: c, sent: map[uint64]streamFlight{}, most: streamBatch, mostBytes: streamBytes}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -74,12 +94,16 @@ func (s *Stream) Close() { s.cancel() }
 
 // Check is Client.Check over the stream.
 func (s *Stream) Check(ctx context.Context, m Message) (Answer, error) {
+	content, err := toPB(m)
+	if err != nil {
+		return Answer{}, err
+	}
 	message := &pb.BatchMessage{
 		Attempt: rand.Text(), // here, once, and not in the loop
-		Message: &pb.Message{Headers: m.Headers, Body: m.Body},
+		Message: content,
 	}
 	var answer *pb.Answer
-	err := s.client.retry(ctx, func(try context.Context) error {
+	err = s.client.retry(ctx, func(try context.Context) error {
 		call := &streamCall{message: message, done: make(chan streamAnswer, 1)}
 		s.send(call) //nolint:contextcheck // the stream outlives the call that opens it
 		select {
@@ -129,24 +153,37 @@ func (s *Stream) fly() {
 			s.fail(err)
 			return
 		}
-		batch := &pb.CheckBatchRequest{Policy: s.client.config.Policy, Consumer: s.client.config.Consumer}
-		for size := 0; len(batch.GetMessages()) < min(len(s.waiting), s.most) && size < streamBytes; {
-			m := s.waiting[len(batch.GetMessages())].message
-			batch.Messages = append(batch.Messages, m)
-			size += len(m.GetMessage().GetBody())
-			for name, value := range m.GetMessage().GetHeaders() {
-				size += len(name) + len(value)
-			}
+		one := s.board()
+		batch := &pb.CheckBatchRequest{
+			Policy: s.client.config.Policy, Consumer: s.client.config.Consumer, Messages: make([]*pb.BatchMessage, len(one.calls)),
 		}
-		calls := slices.Clone(s.waiting[:len(batch.GetMessages())])
-		s.waiting = slices.Delete(s.waiting, 0, len(calls))
+		for i, c := range one.calls {
+			batch.Messages[i] = c.message
+		}
 		s.lastID++
-		s.sent[s.lastID] = calls
+		s.sent[s.lastID] = one
 		request := &pb.CheckStreamRequest{Id: s.lastID, Request: &pb.CheckStreamRequest_Batch{Batch: batch}}
 		if err := s.rpc.Send(request); err != nil {
 			return // the stream is over: receive learns why, and tells everybody
 		}
 	}
+}
+
+// board takes the next batch from what waits, which is something. It requires mu.
+func (s *Stream) board() streamFlight {
+	var one streamFlight
+	n := 0
+	for n < min(len(s.waiting), s.most) {
+		bytes := s.waiting[n].bytes()
+		if n > 0 && one.bytes+bytes > s.mostBytes {
+			break
+		}
+		n++
+		one.bytes += bytes
+	}
+	one.calls = slices.Clone(s.waiting[:n])
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	return one
 }
 
 // open opens the stream if there is none. It requires mu.
@@ -174,17 +211,22 @@ func (s *Stream) receive(rpc checkStream) {
 			defer s.mu.Unlock()
 			s.abort()
 			s.rpc, s.abort = nil, nil
+			if status.Code(err) == codes.ResourceExhausted {
+				s.tooLarge(err)
+				s.fly()
+				return
+			}
 			s.fail(s.ended(err))
 			return
 		}
 		s.mu.Lock()
-		calls := s.sent[response.GetId()]
+		calls := s.sent[response.GetId()].calls
 		delete(s.sent, response.GetId())
 		if len(calls) > 1 && response.GetError().GetCode() == "TOO_LARGE" {
 			// The server takes smaller batches than these (--max-batch).
 			s.most = min(s.most, max(len(calls)/2, 1))
-			calls = slices.DeleteFunc(calls, func(c *streamCall) bool { return c.left })
-			s.waiting, calls = slices.Concat(calls, s.waiting), nil
+			s.requeue(calls)
+			calls = nil
 		}
 		s.corked = true
 		s.mu.Unlock()
@@ -199,10 +241,40 @@ func (s *Stream) receive(rpc checkStream) {
 	}
 }
 
+// tooLarge is for a stream that has ended because a batch was larger than what may travel (--max-batch-bytes).
+// Nobody says which; the largest was, in any case. If that is a message alone, it is to blame, else batches
+// are smaller from now on. Everything else goes on another stream, with the same attempts. It requires mu.
+func (s *Stream) tooLarge(err error) {
+	var largest uint64
+	for id, one := range s.sent {
+		if one.bytes > s.sent[largest].bytes {
+			largest = id
+		}
+	}
+	switch one := s.sent[largest]; len(one.calls) {
+	case 0: // nothing was on its way
+	case 1:
+		one.calls[0].done <- streamAnswer{err: err}
+		delete(s.sent, largest)
+	default:
+		s.mostBytes = one.bytes / 2
+	}
+	for _, one := range s.sent {
+		s.requeue(one.calls)
+	}
+	clear(s.sent)
+}
+
+// requeue puts those calls first that nobody has left. It requires mu.
+func (s *Stream) requeue(calls []*streamCall) {
+	calls = slices.DeleteFunc(calls, func(c *streamCall) bool { return c.left })
+	s.waiting = slices.Concat(calls, s.waiting)
+}
+
 // fail tells everybody that there is no answer. It requires mu.
 func (s *Stream) fail(err error) {
-	for _, calls := range s.sent {
-		s.waiting = append(s.waiting, calls...)
+	for _, one := range s.sent {
+		s.waiting = append(s.waiting, one.calls...)
 	}
 	clear(s.sent)
 	for _, c := range s.waiting {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/dedupd/dedup-operator/dedupd/client"
+	"github.com/dedupd/dedup-operator/dedupd/server"
 )
 
 func TestStreamDecidesAsSingleChecksDo(t *testing.T) {
@@ -79,6 +80,51 @@ func TestStreamIsSharedByManyCallers(t *testing.T) {
 	}
 	if streams.Load() != 1 {
 		t.Errorf("%d streams", streams.Load())
+	}
+}
+
+// What is wrong with one message is the business of its caller. The others have their answers at the first
+// try, also where what travels together is more than the server receives at once.
+func TestStreamFailsNobodyForAnother(t *testing.T) {
+	for name, test := range map[string]struct {
+		receives int64 // what the server takes of a batch, in bytes
+		others   int   // bytes of each message
+		one      int   // bytes of one, with a header
+		header   string
+		code     codes.Code // its caller's
+	}{
+		"all small":                            {1 << 20, 100, 100, "", codes.OK},
+		"a server that takes smaller batches":  {100 << 10, 50 << 10, 100, "", codes.OK},
+		"one too large to travel with another": {1 << 20, 100, 3 << 20, "", codes.ResourceExhausted},
+		"one too large for the server alone":   {100 << 10, 100, 500 << 10, "", codes.ResourceExhausted},
+		"a large one among large ones":         {1 << 20, 900 << 10, 2 << 20, "", codes.ResourceExhausted},
+		"one that cannot be encoded":           {1 << 20, 100, 100, "\xff", codes.InvalidArgument},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := serve(t, func(l *server.Limits) { l.MaxBody, l.MaxBatchBytes = test.receives, test.receives })
+			c, err := client.New(client.Config{Target: target, Policy: "marks", Consumer: "billing", Timeout: time.Minute, Retry: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			s := c.Stream()
+			t.Cleanup(s.Close)
+			var callers sync.WaitGroup
+			for i := range 40 {
+				m, want := message(fmt.Sprint(i)), codes.OK
+				m.Body = make([]byte, test.others)
+				if i == 20 {
+					m.Body, m.Headers["x"], want = make([]byte, test.one), test.header, test.code
+				}
+				callers.Go(func() {
+					a, err := s.Check(t.Context(), m)
+					if status.Code(err) != want || err == nil && a.Decision != client.Fresh {
+						t.Errorf("%d: %s %v, want %s", i, a.Decision, err, want)
+					}
+				})
+			}
+			callers.Wait()
+		})
 	}
 }
 
