@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/dedupd/dedup-operator/dedupd/caller"
 	"github.com/dedupd/dedup-operator/dedupd/caller/callertest"
+	"github.com/dedupd/dedup-operator/dedupd/policy"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
+	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
 // guarded is a policy that ServiceAccount checkout of namespace shop may ask, and open one that
@@ -314,6 +317,24 @@ func TestWithoutTheIssuersKeysNobodyMayAsk(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Policies that run on because others cannot run keep their callers, although the new ones would have none.
+func TestACallerMayAskOnWhenNewPoliciesCannotRun(t *testing.T) {
+	f := startGuarded(t, func(o *options) {
+		o.open = func(p *policy.Policy) (store.Store, error) {
+			if p.Name == "broken" {
+				return nil, errors.New("no such store")
+			}
+			return openMemory(p)
+		}
+	})
+	f.writeConfig(strings.Replace(ids("1h", 1000), "name: ids", "name: broken", 1))
+	eventually(t, "an error in the status", func() bool { return strings.Contains(f.Status().ConfigError, "no such store") })
+	f.mark("c")
+	if !f.known("c:1") {
+		t.Error("what was marked is not known")
 	}
 }
 

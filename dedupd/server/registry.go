@@ -56,8 +56,8 @@ func NewRegistry(
 
 // Apply makes policies the ones that run. A policy whose configuration is the same goes on as
 // it is; one whose store is the same keeps it, and with it everything remembered and every
-// connection. On an error everything stays as it was.
-func (r *Registry) Apply(policies []*policy.Policy) error {
+// connection. On an error everything stays as it was; else begin is called just before they run.
+func (r *Registry) Apply(policies []*policy.Policy, begin func()) error {
 	if len(policies) == 0 {
 		return errors.New("no policy: want at least one DedupPolicy")
 	}
@@ -82,6 +82,7 @@ func (r *Registry) Apply(policies []*policy.Policy) error {
 		}
 		next[p.Name] = run
 	}
+	begin()
 	r.current.Store(&next)
 	letGo(old, next)
 	return nil

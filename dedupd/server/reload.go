@@ -105,9 +105,9 @@ func (s *Service) load() error {
 		}
 	}
 	before := s.Registry.Names()
-	// Before the policies, so that none of them is asked for with the keys of before.
-	s.callers.Store(callers)
-	if err := s.Registry.Apply(policies); err != nil {
+	// Before the policies run, so that none of them is asked for with the keys of before, and not before it is
+	// sure that they will, or those that run on would lose theirs.
+	if err := s.Registry.Apply(policies, func() { s.callers.Store(callers) }); err != nil {
 		return err
 	}
 	s.config.loaded, s.config.awaits = found, awaits
