@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ func (s *Service) watchStores(ctx context.Context, every time.Duration) {
 	defer ticker.Stop()
 	for {
 		s.askStores(ctx, every)
+		s.forgetGone()
 		s.Metrics.claims.sweep()
 		select {
 		case <-ctx.Done():
@@ -42,6 +44,33 @@ func (s *Service) askStores(ctx context.Context, timeout time.Duration) {
 		})
 	}
 	wg.Wait()
+}
+
+// gone are the policies that have left, and when. Their series are forgotten here and not as they leave: a store
+// that is being asked then, and a request that is being answered, are counted yet.
+type gone struct {
+	mu    sync.Mutex
+	since map[string]time.Time // guarded by mu
+}
+
+// untilAnswered is longer than a request that was received is on its way.
+const untilAnswered = time.Minute
+
+// forgetGone removes the series of policies that run no longer, also those that have come since it last did.
+func (s *Service) forgetGone() {
+	s.gone.mu.Lock()
+	defer s.gone.mu.Unlock()
+	running := s.Registry.Names()
+	for name, since := range s.gone.since {
+		if slices.Contains(running, name) {
+			delete(s.gone.since, name)
+			continue
+		}
+		s.Metrics.forget(name)
+		if s.Now().Sub(since) > untilAnswered {
+			delete(s.gone.since, name)
+		}
+	}
 }
 
 // note keeps what a store said, and logs it when it changed.

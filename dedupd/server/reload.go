@@ -104,10 +104,7 @@ func (s *Service) load() error {
 			policies[i] = was
 		}
 	}
-	before := s.Registry.Names()
-	// Before the policies run, so that none of them is asked for with the keys of before, and not before it is
-	// sure that they will, or those that run on would lose theirs.
-	if err := s.Registry.Apply(policies, func() { s.callers.Store(callers) }); err != nil {
+	if err := s.apply(policies, callers); err != nil {
 		return err
 	}
 	s.config.loaded, s.config.awaits = found, awaits
@@ -117,17 +114,31 @@ func (s *Service) load() error {
 		s.Metrics.reloadOK.Set(0)
 	}
 	s.Metrics.reloadedAt.Set(float64(s.Now().UnixMilli()) / 1000)
-	for _, name := range before {
-		if !slices.Contains(s.Registry.Names(), name) {
-			s.Metrics.forget(name)
-		}
-	}
 	for _, p := range policies {
 		s.announce(p)
 	}
 	select {
 	case s.reloaded <- struct{}{}:
 	default: // the stores are about to be asked anyway
+	}
+	return nil
+}
+
+// apply makes policies the ones that run, with their callers. On an error everything stays as it was.
+func (s *Service) apply(policies []*policy.Policy, by *callers) error {
+	s.gone.mu.Lock() // a policy that comes back begins no series that are about to be forgotten
+	defer s.gone.mu.Unlock()
+	before := s.Registry.Names()
+	// Before the policies run, so that none of them is asked for with the keys of before, and not before it is
+	// sure that they will, or those that run on would lose theirs.
+	if err := s.Registry.Apply(policies, func() { s.callers.Store(by) }); err != nil {
+		return err
+	}
+	now, after := s.Now(), s.Registry.Names()
+	for _, name := range before {
+		if !slices.Contains(after, name) {
+			s.gone.since[name] = now
+		}
 	}
 	return nil
 }

@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/status"
+	"github.com/dedupd/dedup-operator/dedupd/store"
 )
 
 // ids is one policy, with a ttl and a size of its store.
@@ -121,9 +123,7 @@ func TestReload(t *testing.T) {
 		if r := f.do("POST", "/v1/policies/ids/check", "", "Message-Id: a"); r.status != 404 {
 			t.Errorf("%d %s", r.status, r.text)
 		}
-		if text := f.do("GET", "/metrics", "").text; strings.Contains(text, `policy="ids"`) {
-			t.Error("series of a policy that is gone")
-		}
+		eventually(t, "no series of a policy that is gone", func() bool { return !f.seriesOf("ids") })
 	})
 	if err := f.stop(); err != nil {
 		t.Error(err)
@@ -131,6 +131,55 @@ func TestReload(t *testing.T) {
 	if opened, closed := s.count(); opened != closed || s.late.Load() != 0 {
 		t.Errorf("%d stores opened, %d closed; %d uses after the end", opened, closed, s.late.Load())
 	}
+}
+
+// seriesOf says whether a policy has metrics.
+func (f *fixture) seriesOf(policy string) bool {
+	f.t.Helper()
+	return strings.Contains(f.do("GET", "/metrics", "").text, fmt.Sprintf("policy=%q", policy))
+}
+
+// A store that is being asked how it is when its policy leaves says so afterwards, and nobody is to hear it.
+func TestAPolicyThatIsGoneLeavesNoSeriesOfItsStore(t *testing.T) {
+	asked := map[string]*askedStore{}
+	f := start(t, func(o *options) {
+		o.manifests = ids("1h", 1000) + "---" + strings.Replace(ids("1h", 1000), "name: ids", "name: other", 1)
+		o.open = func(p *policy.Policy) (store.Store, error) {
+			s, err := openMemory(p)
+			asked[p.Name] = &askedStore{s, make(chan struct{}), make(chan struct{})}
+			return asked[p.Name], err
+		}
+	})
+	gone, other := asked["ids"], asked["other"]
+	<-gone.entered
+	f.writeConfig(strings.Replace(ids("1h", 1000), "name: ids", "name: other", 1))
+	eventually(t, "one policy", func() bool { return len(f.Status().Policies) == 1 })
+	close(gone.pass)
+	<-other.entered
+	close(other.pass)
+	<-other.entered // asked again, so that what was said before is noted
+	if f.seriesOf("ids") {
+		t.Error("series of a policy that is gone")
+	}
+	if !f.seriesOf("other") {
+		t.Error("no series of the policy that runs")
+	}
+}
+
+// So it is with a request that is being answered.
+func TestAPolicyThatIsGoneLeavesNoSeriesOfItsLastRequests(t *testing.T) {
+	gate := &gatedStore{entered: make(chan int, 10), pass: make(chan struct{})}
+	f := start(t, func(o *options) { o.manifests, o.open = ids("1h", 1000), gate.open })
+	answered := make(chan string)
+	go func() { answered <- f.decision("1") }()
+	<-gate.entered
+	f.writeConfig(strings.Replace(ids("1h", 1000), "name: ids", "name: other", 1))
+	eventually(t, "no series", func() bool { return !f.seriesOf("ids") })
+	close(gate.pass)
+	if got := <-answered; got != "FRESH" {
+		t.Error(got)
+	}
+	eventually(t, "no series again", func() bool { return !f.seriesOf("ids") })
 }
 
 // The store changes again and again under load: no request fails, and none meets a closed store.

@@ -53,6 +53,9 @@ type Service struct {
 	// callers is never nil: what policies with callers verify tokens by.
 	callers atomic.Pointer[callers]
 
+	// gone are the policies that have left.
+	gone gone
+
 	// reloaded has the stores asked without waiting for the next tick.
 	reloaded chan struct{}
 }
@@ -63,6 +66,7 @@ func NewService(o Options) *Service {
 		Options:  o,
 		inFlight: inFlight{limit: o.Limits.MaxInFlight, shown: o.Metrics.inFlight},
 		stopping: make(chan struct{}), reloaded: make(chan struct{}, 1),
+		gone: gone{since: map[string]time.Time{}},
 	}
 	s.callers.Store(&callers{missing: errors.New("no configuration was read yet")})
 	return s

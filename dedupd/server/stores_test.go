@@ -30,6 +30,21 @@ func (g *gatedStore) Apply(ctx context.Context, ops []store.Op, results []store.
 	g.Store.Apply(ctx, ops, results)
 }
 
+// askedStore is a memory store whose Health says that it was entered, and waits for pass.
+type askedStore struct {
+	store.Store
+	entered, pass chan struct{}
+}
+
+func (a *askedStore) Health(ctx context.Context) store.Health {
+	select {
+	case a.entered <- struct{}{}:
+		<-a.pass
+	case <-ctx.Done():
+	}
+	return a.Store.Health(ctx)
+}
+
 // watchedStore is a memory store that fails when it is used after it was closed.
 type watchedStore struct {
 	store.Store
