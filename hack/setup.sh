@@ -138,7 +138,7 @@ build() { # what folder program=package...
   say "setup: building $what $version from Go modules, once, into $folder"
   mkdir -p "$tmp"
   local v=${version#v} stamp=k8s.io/component-base/version
-  (while sleep 20; do say "setup: still building, $((SECONDS - started)) s"; done) 9>&- &
+  (while sleep 20 && kill -0 $$ 2>/dev/null; do say "setup: still building, $((SECONDS - started)) s"; done) 9>&- &
   local ticker=$!
   trap 'kill "$ticker" 2>/dev/null' EXIT
   (

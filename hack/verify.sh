@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+trap 'rm -rf "$copy" "$copy.log"' EXIT
 git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
   [ -e "$file" ] && printf '%s\0' "$file"
 done | tar --null -T - -cf - | tar -C "$copy" -xf -
@@ -20,7 +20,6 @@ while IFS= read -r -d '' file; do
     stale=1
   fi
 done < <(cd "$copy" && git -C "$OLDPWD" ls-files -z --cached --others --exclude-standard)
-rm -f "$copy.log"
 if [ "$stale" = 1 ]; then
   echo "verify: run make generate manifests, and commit what changes"
   exit 1
