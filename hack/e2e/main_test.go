@@ -168,7 +168,7 @@ func awaitGone(ctx context.Context) error {
 	return err
 }
 
-// newNamespace enforces Pod Security "restricted". When the test has failed, what happened in it is
+// newNamespace enforces Pod Security "restricted", and has what every namespace gets. When the test has failed, what happened in it is
 // shown; then it is deleted.
 func newNamespace(t *testing.T, name string) string {
 	t.Helper()
@@ -188,8 +188,11 @@ func newNamespace(t *testing.T, name string) string {
 		}
 		leaving = append(leaving, "namespace/"+name)
 	})
-	eventually(t, 30*time.Second, func() error {
-		return api.Get(t.Context(), client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{})
+	eventually(t, time.Minute, func() error {
+		return errors.Join(
+			api.Get(t.Context(), client.ObjectKey{Namespace: name, Name: "default"}, &corev1.ServiceAccount{}),
+			api.Get(t.Context(), client.ObjectKey{Namespace: name, Name: "kube-root-ca.crt"}, &corev1.ConfigMap{}),
+		)
 	})
 	return name
 }
