@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,27 +107,42 @@ func replicaOf(primary *redisServer) []string {
 }
 
 // primary is the server that the sentinel leads its callers to.
-func (s *sentinel) primary(t *testing.T) *redisServer {
-	t.Helper()
-	at, ok := s.do(t, "sentinel", "get-master-addr-by-name", masterName).([]any)
-	if !ok || len(at) != 2 {
-		t.Fatalf("the sentinel says of its primary %v", at)
+func (s *sentinel) primary() (*redisServer, error) {
+	at, err := s.client.Do(context.Background(), "sentinel", "get-master-addr-by-name", masterName).StringSlice()
+	if err != nil {
+		return nil, fmt.Errorf("asking the sentinel for its primary: %w", err)
 	}
 	for _, server := range s.servers {
-		if server.address == net.JoinHostPort(fmt.Sprint(at[0]), fmt.Sprint(at[1])) {
-			return server
+		if ip, port, _ := net.SplitHostPort(server.address); slices.Equal(at, []string{ip, port}) {
+			return server, nil
 		}
 	}
-	t.Fatalf("the sentinel leads to %v", at)
-	return nil
+	return nil, fmt.Errorf("the sentinel leads to %v", at)
+}
+
+// failOver tells the sentinel to make the replica the primary, and returns the one that was. The sentinel
+// refuses while it is at a failover of its own, or has not heard from the replica lately.
+func (s *sentinel) failOver(t *testing.T) *redisServer {
+	t.Helper()
+	var old *redisServer
+	eventually(t, time.Minute, func() (err error) {
+		if old, err = s.primary(); err != nil {
+			return err
+		}
+		return s.client.Do(t.Context(), "sentinel", "failover", masterName).Err()
+	})
+	return old
 }
 
 // awaitPrimary waits until the sentinel leads to another server than before.
 func (s *sentinel) awaitPrimary(t *testing.T, before *redisServer) *redisServer {
 	t.Helper()
 	var now *redisServer
-	eventually(t, time.Minute, func() error {
-		if now = s.primary(t); now == before || now.replication("role") != "master" {
+	eventually(t, time.Minute, func() (err error) {
+		if now, err = s.primary(); err != nil {
+			return err
+		}
+		if now == before || now.replication("role") != "master" {
 			return fmt.Errorf("the primary is %s still", before.address)
 		}
 		return nil
@@ -138,7 +154,11 @@ func (s *sentinel) awaitPrimary(t *testing.T, before *redisServer) *redisServer 
 func (s *sentinel) awaitReplica(t *testing.T) {
 	t.Helper()
 	eventually(t, time.Minute, func() error {
-		if state := s.primary(t).replication("slave0"); !strings.Contains(state, "state=online") {
+		primary, err := s.primary()
+		if err != nil {
+			return err
+		}
+		if state := primary.replication("slave0"); !strings.Contains(state, "state=online") {
 			return fmt.Errorf("the primary says of its replica %q", state)
 		}
 		known, err := s.client.Do(t.Context(), "sentinel", "master", masterName).Result()
