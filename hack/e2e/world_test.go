@@ -120,10 +120,11 @@ func awaitPolicy(t *testing.T, namespace, name string) *v1alpha1.DedupPolicy {
 	return p
 }
 
-// awaitDeployment waits until every replica of the current template is available, and no other is left.
+// awaitDeployment waits until every replica of the current template is available, and no other is left. A
+// ReplicaSet whose pods were refused waits before its next try about as long as it was refused so far.
 func awaitDeployment(t *testing.T, namespace, name string) {
 	t.Helper()
-	eventually(t, 2*time.Minute, func() error {
+	eventually(t, 6*time.Minute, func() error {
 		d := &appsv1.Deployment{}
 		if err := api.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, d); err != nil {
 			return err
