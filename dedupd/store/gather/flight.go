@@ -138,13 +138,15 @@ func (s *Store) board(f *flight) bool {
 		return false
 	case 1:
 		f.calls[0].state = alone
+	default:
+		f.copyAll() // before anybody can leave, and so under mu
 	}
 	return true
 }
 
-// share flies for several calls. They may leave before it lands, and may then do with their
-// memory what they like, so everything is copied first, the keys as well.
-func (s *Store) share(f *flight) {
+// copyAll copies the operations of several calls, their keys as well. The callers may leave before the flight
+// lands, and may then do with their memory what they like.
+func (f *flight) copyAll() {
 	size := 0
 	for _, c := range f.calls {
 		for i := range c.ops {
@@ -161,6 +163,10 @@ func (s *Store) share(f *flight) {
 	for i := range f.ops {
 		f.ops[i].Key, keys = keys[:len(f.ops[i].Key)], keys[len(f.ops[i].Key):]
 	}
+}
+
+// share flies for several calls.
+func (s *Store) share(f *flight) {
 	if cap(f.results) < len(f.ops) {
 		f.results = make([]store.Result, len(f.ops), max(len(f.ops), maxFlight))
 	}
