@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/dedupd/key"
 	"github.com/dedupd/dedup-operator/dedupd/record"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
@@ -65,10 +66,62 @@ func TestConformanceOverRedis(t *testing.T) {
 	})
 }
 
-func newRedis(tb testing.TB, server *redistest.Server) store.Store {
+// hashed gives a store keys that end in IDs, as keyFormat Dense wants them.
+type hashed struct{ store.Store }
+
+func (h hashed) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
+	own := slices.Clone(ops)
+	for i := range own {
+		id := key.IDOf(own[i].Key)
+		own[i].Key = "dedup:shop:orders:" + string(id[:])
+	}
+	h.Store.Apply(ctx, own, results)
+}
+
+func TestConformanceOverDenseRedis(t *testing.T) {
+	server := redistest.Start(t)
+	storetest.Run(t, func(tb testing.TB) storetest.Fixture {
+		tb.Helper()
+		return storetest.Fixture{
+			Store: nearcache.New(hashed{newRedis(tb, server, func(spec *v1alpha1.RedisStore) {
+				spec.KeyFormat, spec.Dense = v1alpha1.KeyDense, &v1alpha1.RedisDense{ExpectedMessages: 1000}
+			})}, nearcache.Options{MaxEntries: 1000, MaxAge: time.Hour, Now: time.Now}),
+			MarksOnly: true,
+			Late:      250 * time.Millisecond,
+			Keeps: func(r record.Record) record.Record {
+				kept := record.Record{State: r.State}
+				copy(kept.Owner[:8], r.Owner[:])
+				return kept
+			},
+		}
+	})
+}
+
+// Two replicas: the attempt's mark is made through the other one, and its answer is lost.
+func TestADenseMarkThatWasSeenIsStillTheAttemptsOwn(t *testing.T) {
+	server := redistest.Start(t)
+	dense := func(spec *v1alpha1.RedisStore) { spec.KeyFormat = v1alpha1.KeyDense }
+	other := hashed{newRedis(t, server, dense)}
+	s := nearcache.New(hashed{newRedis(t, server, dense)}, nearcache.Options{MaxEntries: 100, MaxAge: time.Hour, Now: time.Now})
+	for _, step := range []struct {
+		store   store.Store
+		attempt string
+		want    store.Outcome
+	}{{other, "a", store.Granted}, {s, "b", store.Seen}, {s, "a", store.Granted}, {s, "b", store.Seen}} {
+		if r := apply(step.store, op(store.Mark, "k", step.attempt))[0]; r.Err != nil || r.Outcome != step.want {
+			t.Errorf("%s: %+v, want outcome %d", step.attempt, r, step.want)
+		}
+	}
+}
+
+func newRedis(tb testing.TB, server *redistest.Server, edits ...func(*v1alpha1.RedisStore)) store.Store {
 	tb.Helper()
+	spec := v1alpha1.RedisStore{Mode: v1alpha1.RedisStandalone, Addresses: []string{server.Addr}}
+	for _, edit := range edits {
+		edit(&spec)
+	}
 	s, err := redis.New(redis.Options{
-		Spec:    v1alpha1.RedisStore{Mode: v1alpha1.RedisStandalone, Addresses: []string{server.Addr}},
+		Spec:    spec,
 		Timeout: 10 * time.Second,
 		Now:     time.Now,
 	})

@@ -1,6 +1,7 @@
 package nearcache
 
 import (
+	"bytes"
 	"strings"
 	"sync"
 	"time"
@@ -65,7 +66,7 @@ func (s *shard) find(op *store.Op, result *store.Result, now time.Time) bool {
 	}
 	stands := store.Entry{Record: e.record, ExpiresAt: e.until}
 	next, r := store.Transition(&stands, *op, now)
-	if next != &stands || r.Outcome != store.Seen && r.Outcome != store.Mismatch {
+	if next != &stands || r.Outcome != store.Seen && r.Outcome != store.Mismatch || halfKnown(op, &e.record) {
 		// The attempt's own. The store is asked, since it may change it (a claim of what the
 		// attempt has marked, after a change of the mode), or may not have it any more. So it
 		// is not trusted until its answer is there.
@@ -74,6 +75,13 @@ func (s *shard) find(op *store.Op, result *store.Result, now time.Time) bool {
 	}
 	*result = r
 	return true
+}
+
+// halfKnown says whether all that is known of a record's owner is the first half, and that it is the attempt's: so
+// the store answers where keyFormat is Dense, and whether the record is the attempt's own only the store can tell.
+func halfKnown(op *store.Op, r *record.Record) bool {
+	half := len(r.Owner) / 2
+	return r.Owner != op.Token.Owner && bytes.Equal(r.Owner[:half], op.Token.Owner[:half])
 }
 
 // drop forgets an entry.
