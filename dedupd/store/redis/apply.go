@@ -92,6 +92,29 @@ type call struct {
 	compare *comparison
 }
 
+// once is a command that is not sent again when its reply is lost: a Forget that was carried out would the
+// second time take what somebody has marked since. go-redis then repeats nothing of its pipeline.
+type once struct{ redis.Cmder }
+
+// NoRetry implements redis.Cmder.
+func (once) NoRetry() bool { return true }
+
+// commanded gives the call its command.
+func (c *call) commanded(cmd redis.Cmder, ops []store.Op) {
+	c.cmd = cmd
+	if slices.ContainsFunc(c.indices, func(i int) bool { return ops[i].Verb == store.Forget }) {
+		c.cmd = once{cmd}
+	}
+}
+
+// answered is the call's command as it was made.
+func (c *call) answered() redis.Cmder {
+	if o, ok := c.cmd.(once); ok {
+		return o.Cmder
+	}
+	return c.cmd
+}
+
 // unknown says that the server does not know the script of a call by its name, because it was
 // restarted, or someone emptied its cache. EVAL fills it again.
 func (c *call) unknown(cmd *redis.SliceCmd) bool {
@@ -127,7 +150,9 @@ func (b *batch) lay() []call {
 	var groups [][]int
 	for _, k := range scripted {
 		if i := k.indices[0]; len(k.indices) == 1 && b.ops[i].Verb == store.Forget {
-			calls = append(calls, call{indices: k.indices, cmd: redis.NewIntCmd(b.ctx, "del", b.ops[i].Key)})
+			forget := call{indices: k.indices}
+			forget.commanded(redis.NewIntCmd(b.ctx, "del", b.ops[i].Key), b.ops)
+			calls = append(calls, forget)
 			continue
 		}
 		if len(k.indices) == 1 && len(k.after) == 0 {
@@ -168,13 +193,26 @@ func (b *batch) deferred() []call {
 	return b.scripted(groups)
 }
 
-// send runs a pipeline. Every command has its answer or its error afterwards.
+// send runs a pipeline, and one for what is not sent twice. Every command has its answer or its error afterwards.
 func (s *Store) send(ctx context.Context, calls []call) {
-	pipe := s.client.Pipeline()
-	queue := make([]redis.Cmder, len(calls))
+	queue, unrepeated := make([]redis.Cmder, 0, len(calls)), []redis.Cmder(nil)
 	for i := range calls {
-		queue[i] = calls[i].cmd
+		if _, ok := calls[i].cmd.(once); ok {
+			unrepeated = append(unrepeated, calls[i].cmd)
+			continue
+		}
+		queue = append(queue, calls[i].cmd)
 	}
+	s.pipeline(ctx, queue)
+	s.pipeline(ctx, unrepeated)
+	noteAcks(ctx, calls)
+}
+
+func (s *Store) pipeline(ctx context.Context, queue []redis.Cmder) {
+	if len(queue) == 0 {
+		return
+	}
+	pipe := s.client.Pipeline()
 	_ = pipe.BatchProcess(ctx, queue...) // queues; the error is that of the command
 	cmds, err := pipe.Exec(ctx)
 	if err != nil && !slices.ContainsFunc(cmds, func(c redis.Cmder) bool { return c.Err() != nil }) {
@@ -186,13 +224,12 @@ func (s *Store) send(ctx context.Context, calls []call) {
 			c.SetErr(fmt.Errorf("connect: %w", err))
 		}
 	}
-	noteAcks(ctx, calls)
 }
 
 // settle sets the results of a call, puts off the operations that it has not decided, and
 // returns the call that has to follow, if any.
 func (b *batch) settle(c *call) []call {
-	switch cmd := c.cmd.(type) {
+	switch cmd := c.answered().(type) {
 	case *redis.StringCmd:
 		if c.compare != nil {
 			b.settleCompared(c, cmd)

@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"errors"
 	"strconv"
 	"strings"
 	"sync"
@@ -103,7 +102,7 @@ func (b *batch) settleCompared(c *call, cmd *redis.StringCmd) {
 	case err == nil && found == c.compare.expected:
 		b.results[i] = c.compare.result
 		return
-	case errors.Is(err, redis.Nil):
+	case err == redis.Nil: //nolint:errorlint // only the bare error is the command's own answer
 		b.results[i] = store.Result{Outcome: store.Absent}
 		return
 	case redis.HasErrorPrefix(err, "syntax error"):

@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -100,6 +101,18 @@ func TestAComparisonThatFailsGoesToTheScript(t *testing.T) {
 				t.Error("the script was not asked")
 			}
 		})
+	}
+}
+
+// A sentinel that knows no primary answers nil, as does a server that has nothing under a key.
+func TestWhatNoServerWasAskedIsNotSettled(t *testing.T) {
+	top := redistest.Config{Program: redistest.Program(t, redistest.Valkey8)}.StartSentinel(t, 0, 1, time.Hour)
+	s := informed(t, "", on(top), within(2*time.Second))
+	want(t, s, []store.Op{op(store.Claim, "k", "a")}, store.Granted)
+	top.Sentinels[0].Must("sentinel", "remove", redistest.MasterName)
+	top.Servers[0].Must("client", "kill", "type", "normal")
+	if r := apply(s, held(op(store.Complete, "k", "a"), 1))[0]; !errors.Is(r.Err, store.ErrUnavailable) {
+		t.Errorf("%+v, want that it is not known", r)
 	}
 }
 

@@ -164,13 +164,13 @@ func (b *hashBatch) command(c *call) {
 	for _, i := range c.indices {
 		args = b.hashes.arguments(args, &b.ops[i], b.places[i].field, b.now)
 	}
-	c.cmd = redis.NewSliceCmd(b.ctx, args...)
+	c.commanded(redis.NewSliceCmd(b.ctx, args...), b.ops)
 }
 
 // settle sets the results of a call, or returns it anew if the server has to be sent the
 // script's source.
 func (b *hashBatch) settle(c *call) []call {
-	cmd := c.cmd.(*redis.SliceCmd)
+	cmd := c.answered().(*redis.SliceCmd)
 	if c.unknown(cmd) {
 		again := call{indices: c.indices, script: c.script, whole: true}
 		b.command(&again)

@@ -2,7 +2,9 @@ package redis_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,4 +177,43 @@ func TestOneCommandPerMessage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAForgetIsNotRepeated: what came under the key meanwhile would be forgotten as well. What is asked beside it is.
+func TestAForgetIsNotRepeated(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr)
+	for name, test := range map[string]struct {
+		command string // that carries the Forget
+		open    func() store.Store
+	}{
+		"Readable": {"del", func() store.Store { return newStore(t, proxy.Addr) }},
+		"Compact":  {"evalsha", func() store.Store { return newCompact(t, proxy.Addr) }},
+		"Dense":    {"evalsha", func() store.Store { return newDense(t, proxy.Addr, 1000) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := test.open()
+			key, beside := name+":k", name+":beside"
+			want(t, s, []store.Op{op(store.Mark, key, "a"), op(store.Forget, "warm", "")}, store.Granted, store.Absent)
+			var carried atomic.Int64
+			proxy.Set(func(request []string) redistest.Fate {
+				return redistest.Fate{Drop: request[0] == test.command && carried.Add(1) == 1}
+			})
+			defer proxy.Set(nil)
+			if r := apply(s, op(store.Forget, key, ""))[0]; !errors.Is(r.Err, store.ErrUnavailable) || carried.Load() != 1 {
+				t.Errorf("%+v, carried out %d times; want ErrUnavailable, and once", r, carried.Load())
+			}
+			want(t, s, []store.Op{op(store.Lookup, key, ""), op(store.Mark, beside, "a")}, store.Absent, store.Granted)
+		})
+	}
+	t.Run("beside a Mark", func(t *testing.T) {
+		s := newStore(t, proxy.Addr)
+		rule, dropped := redistest.DropOnce("set", 1)
+		proxy.Set(rule)
+		defer proxy.Set(nil)
+		want(t, s, []store.Op{op(store.Forget, "nothing", ""), op(store.Mark, "new", "a")}, store.Absent, store.Granted)
+		if !dropped() {
+			t.Error("no reply was dropped: this shows nothing")
+		}
+	})
 }

@@ -112,7 +112,7 @@ func (b *batch) scriptCommand(c *call) {
 		*subject, *terms = arguments(&b.ops[i], b.now)
 		args = append(args, verbs[b.ops[i].Verb], subject, b.ops[i].TTL.Milliseconds(), terms)
 	}
-	c.cmd = redis.NewSliceCmd(b.ctx, args...)
+	c.commanded(redis.NewSliceCmd(b.ctx, args...), b.ops)
 }
 
 // verbs are what the script calls them.
