@@ -105,8 +105,8 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 			store.ErrUnavailable, []string{"store.redis.addresses redis.invalid:6379: no such host"},
 		},
 		"an address where nothing listens": {
-			func(l lab) *redis.Store { return l.store(freeAddr(l.T), within(time.Second)) },
-			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
+			func(l lab) *redis.Store { return l.store("127.0.0.1:1", within(time.Second)) },
+			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:1", "connection refused"},
 		},
 		"an address that swallows": {
 			func(l lab) *redis.Store {
@@ -228,7 +228,7 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 			store.ErrUnavailable, []string{"no sentinel", "store.redis.mode: Standalone"},
 		},
 		"sentinels that are not there": {
-			func(l lab) *redis.Store { return l.store(freeAddr(l), behindSentinels, within(time.Second)) },
+			func(l lab) *redis.Store { return l.store("127.0.0.1:1", behindSentinels, within(time.Second)) },
 			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
 		},
 		"a sentinel in mode Standalone": {
@@ -237,7 +237,7 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 		},
 		"a cluster that is not there": {
 			func(l lab) *redis.Store {
-				return l.store(freeAddr(l), func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster })
+				return l.store("127.0.0.1:1", func(o *redis.Options) { o.Spec.Mode = v1alpha1.RedisCluster })
 			},
 			store.ErrUnavailable, []string{"store.redis.addresses 127.0.0.1:", "connection refused"},
 		},

@@ -113,7 +113,7 @@ func TestHealth(t *testing.T) {
 			safety: store.SafetyUnknown, err: "store.redis.masterName orders",
 		},
 		"a server that is not there": {
-			store:  func(l lab) *redis.Store { return l.store(freeAddr(l)) },
+			store:  func(l lab) *redis.Store { return l.store("127.0.0.1:1") },
 			safety: store.SafetyUnknown, err: "connection refused",
 		},
 		"a wrong password": {
