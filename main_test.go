@@ -265,7 +265,7 @@ func TestManager(t *testing.T) {
 		}
 	})
 	t.Run("every metric of the operator that is looked at is exported", func(t *testing.T) {
-		names := lookedAt(t, `\b(dedup_operator|controller_runtime)_\w+`)
+		names := lookedAt(t, `\b(dedup_operator|controller_runtime|leader_election)_\w+`)
 		poll(t, func() error {
 			body, err := get("http://" + first.metrics + "/metrics")
 			if err != nil {

@@ -178,6 +178,7 @@ func controlPlane(t *testing.T) (client.Client, *rest.Config) {
 		t.Fatal("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
 	}
 	environment := &envtest.Environment{CRDDirectoryPaths: []string{"../config/crd/bases"}, ErrorIfCRDPathMissing: true}
+	environment.CRDInstallOptions.MaxTime = time.Minute
 	// As in a cluster: the plugin for ServiceAccounts, which envtest leaves out, names a pod's before we are asked.
 	environment.ControlPlane.GetAPIServer().Configure().Disable("disable-admission-plugins")
 	// Before it is started: a start that fails halfway has processes to stop, too.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -36,6 +37,7 @@ func runWithAPIServer(m *testing.M) (code int, err error) {
 	}
 	env := &envtest.Environment{
 		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
+		CRDInstallOptions:     envtest.CRDInstallOptions{MaxTime: time.Minute},
 		ErrorIfCRDPathMissing: true,
 	}
 	// Before it is started: a start that fails halfway has processes to stop, too.

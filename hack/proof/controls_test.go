@@ -151,11 +151,15 @@ func TestWrongStoresAreFoundOut(t *testing.T) {
 			}
 			q := newQueue(test.mode, faulttest.Seed(t))
 			var slow atomic.Int64
-			q.reached = func(_ *worker, p point) bool {
+			q.reached = func(w *worker, p point) bool {
 				if p == worked {
 					time.Sleep(10 * time.Millisecond)
 					if slow.Add(1)%20 == 0 {
-						time.Sleep(lease + lease/5)
+						// There is somebody to take over.
+						q.mu.Lock()
+						q.deliver(w.holds)
+						q.mu.Unlock()
+						time.Sleep(2 * lease)
 					}
 				}
 				return true

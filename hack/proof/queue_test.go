@@ -112,7 +112,10 @@ func (q *queue) deliver(id string) {
 	q.ready <- id
 }
 
-// flow produces a message every few milliseconds until it is told to stop.
+// backlog is how many deliveries may wait before nothing is produced.
+const backlog = 200
+
+// flow produces a message every few milliseconds until it is told to stop. What is slow has to catch up first.
 func (q *queue) flow() (stop func()) {
 	quit, gone := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -122,7 +125,9 @@ func (q *queue) flow() (stop func()) {
 		for {
 			select {
 			case <-ticker.C:
-				q.produce(1)
+				if len(q.ready) < backlog {
+					q.produce(1)
+				}
 			case <-quit:
 				return
 			}

@@ -58,6 +58,7 @@ func startCluster(ctx context.Context) (*cluster, error) {
 		return c, err
 	}
 	c.env = &envtest.Environment{CRDDirectoryPaths: []string{"config/crd/bases"}, ErrorIfCRDPathMissing: true}
+	c.env.CRDInstallOptions.MaxTime = time.Minute
 	c.env.ControlPlane.GetAPIServer().Configure().
 		Append("audit-policy-file", policy).Append("audit-log-path", c.auditLog()).
 		Set("service-cluster-ip-range", "10.0.0.0/16") // the default is too small for that many Services
