@@ -27,7 +27,6 @@ import (
 type kubelet struct {
 	stage *stage
 	pods  map[types.NamespacedName]*runningPod
-	next  int // of the pods' addresses
 }
 
 type runningPod struct {
@@ -140,11 +139,32 @@ func (k *kubelet) create(ctx context.Context, key types.NamespacedName, d *appsv
 	if err := k.stage.api.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
-	k.next++
-	return &runningPod{
-		ip:     fmt.Sprintf("127.0.%d.%d", 77+k.next/250, 1+k.next%250),
-		config: filepath.Join(k.stage.dir, key.Namespace+"-"+key.Name),
-	}, os.MkdirAll(filepath.Join(k.stage.dir, key.Namespace+"-"+key.Name), 0o700)
+	ip, err := k.freeIP()
+	if err != nil {
+		return nil, err
+	}
+	pod := &runningPod{ip: ip, config: filepath.Join(k.stage.dir, key.Namespace+"-"+key.Name)}
+	return pod, os.MkdirAll(pod.config, 0o700)
+}
+
+// freeIP is a loopback address that no pod has. Each demo has its own 254, by its process ID, so that one does
+// not meet another that runs beside it, or what is left of one that was killed.
+func (k *kubelet) freeIP() (string, error) {
+	taken := map[string]bool{}
+	for _, pod := range k.pods {
+		taken[pod.ip] = true
+	}
+	for n := 1; n < 255; n++ {
+		if ip := podIP(os.Getpid(), n); !taken[ip] {
+			return ip, nil
+		}
+	}
+	return "", fmt.Errorf("%d pods run, and have all the addresses that there are", len(taken))
+}
+
+// podIP keeps clear of 127.0.x.y, where other programs listen.
+func podIP(pid, n int) string {
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&63, pid&255, n)
 }
 
 // writeConfig writes what the Deployment mounts as its first ConfigMap volume, each file in one step.
