@@ -5,13 +5,16 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 func TestTheDemoShowsEverySampleAtWork(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 14*time.Minute) // with two builds from an empty cache
 	defer cancel()
 	var out strings.Builder
 	if err := run(ctx, &out, false); err != nil {
@@ -47,9 +50,42 @@ func TestTheDemoShowsEverySampleAtWork(t *testing.T) {
 	}
 }
 
+func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
+	k := &kubelet{pods: map[types.NamespacedName]*runningPod{}}
+	pod := func(n int) types.NamespacedName { return types.NamespacedName{Name: strconv.Itoa(n)} }
+	seen := map[string]bool{}
+	for n := range 254 {
+		ip, err := k.freeIP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[ip] || !net.ParseIP(ip).IsLoopback() {
+			t.Fatalf("pod %d has the address %s, and those before it have %v", n, ip, seen)
+		}
+		seen[ip] = true
+		k.pods[pod(n)] = &runningPod{ip: ip}
+	}
+	if ip, err := k.freeIP(); err == nil {
+		t.Errorf("after all that there are comes %s", ip)
+	}
+	gone := k.pods[pod(100)].ip
+	delete(k.pods, pod(100))
+	if ip, err := k.freeIP(); err != nil || ip != gone {
+		t.Errorf("%s is free, and %q is given: %v", gone, ip, err)
+	}
+	if one, next, far := podIP(4711, 1), podIP(4712, 1), podIP(4711+256, 1); one == next || one == far || next == far {
+		t.Errorf("other demos have the addresses %s, %s and %s", one, next, far)
+	}
+}
+
 func TestTheDemoLeavesNothingBehind(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &stage{out: new(strings.Builder)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = s.strike()
+		}
+	})
 	for _, step := range []func(context.Context) error{s.build, s.startRedis, s.startControlPlane} {
 		if err := step(ctx); err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,9 +64,10 @@ func (s *stage) start(name, program string, args ...string) (*process, error) {
 	defer file.Close()
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = file, file
-	// A group of its own, so that Ctrl-C reaches the demo alone, which then stops the rest in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = attributes()
+	started := make(chan error)
+	starts() <- func() { started <- cmd.Start() }
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	p := &process{name: name, log: log, cmd: cmd, done: make(chan struct{})}
@@ -78,6 +80,19 @@ func (s *stage) start(name, program string, args ...string) (*process, error) {
 	s.mu.Unlock()
 	return p, nil
 }
+
+// starts takes what starts a process, and runs it on a thread that lasts as long as the demo: on Linux a
+// process ends with the thread that started it, see attributes.
+var starts = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for start := range work {
+			start()
+		}
+	}()
+	return work
+})
 
 // stop ends a process, gently for five seconds.
 func (p *process) stop() {
