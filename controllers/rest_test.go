@@ -82,7 +82,9 @@ func (w *world) becomesReady() {
 // poke makes the manager reconcile the policy without a change that matters.
 func (w *world) poke(value string) {
 	w.Helper()
-	cm := get(w, &corev1.ConfigMap{})
-	metav1.SetMetaDataAnnotation(&cm.ObjectMeta, "someone.else/poke", value)
-	must(w, k8s.Update(ctx, cm))
+	w.retried(func() error {
+		cm := get(w, &corev1.ConfigMap{})
+		metav1.SetMetaDataAnnotation(&cm.ObjectMeta, "someone.else/poke", value)
+		return k8s.Update(ctx, cm)
+	})
 }

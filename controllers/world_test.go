@@ -157,9 +157,17 @@ func (w *world) named(name string) *v1alpha1.DedupPolicy {
 // edit updates a policy's spec.
 func (w *world) edit(name string, change func(*v1alpha1.DedupPolicySpec)) {
 	w.Helper()
-	p := w.named(name)
-	change(&p.Spec)
-	must(w, k8s.Update(ctx, p))
+	w.retried(func() error {
+		p := w.named(name)
+		change(&p.Spec)
+		return k8s.Update(ctx, p)
+	})
+}
+
+// retried reads and writes an object, again if a manager wrote it in between.
+func (w *world) retried(write func() error) {
+	w.Helper()
+	must(w, retry.RetryOnConflict(retry.DefaultBackoff, write))
 }
 
 // Most tests are about one policy, orders.
@@ -238,12 +246,15 @@ func every() map[string]client.Object {
 // the pods run and say that all is well.
 func (w *world) roll(names ...string) {
 	w.Helper()
-	d := get(w, &appsv1.Deployment{})
-	n := int32(len(names))
-	d.Status = appsv1.DeploymentStatus{
-		ObservedGeneration: d.Generation, Replicas: n, UpdatedReplicas: n, ReadyReplicas: n, AvailableReplicas: n,
-	}
-	must(w, k8s.Status().Update(ctx, d))
+	var d *appsv1.Deployment
+	w.retried(func() error {
+		d = get(w, &appsv1.Deployment{})
+		n := int32(len(names))
+		d.Status = appsv1.DeploymentStatus{
+			ObservedGeneration: d.Generation, Replicas: n, UpdatedReplicas: n, ReadyReplicas: n, AvailableReplicas: n,
+		}
+		return k8s.Status().Update(ctx, d)
+	})
 	for i, name := range names {
 		w.startPod(name, d.Spec.Template.Labels, fmt.Sprintf("127.0.1.%d", i+1))
 		w.pods.set(address(i), w.well())
@@ -258,15 +269,14 @@ func (w *world) startPod(name string, labels map[string]string, ip string) {
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "dedupd", Image: "dedupd"}}},
 	}
 	must(w, client.IgnoreAlreadyExists(k8s.Create(ctx, pod)))
-	// The operator may touch the pod meanwhile.
-	must(w, retry.RetryOnConflict(retry.DefaultRetry, func() error {
+	w.retried(func() error {
 		if err := k8s.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
 			return err
 		}
 		pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, ip
 		pod.Status.PodIPs = []corev1.PodIP{{IP: ip}}
 		return k8s.Status().Update(ctx, pod)
-	}))
+	})
 }
 
 // address is where the pod of that number is asked.
