@@ -192,9 +192,10 @@ func (r *PoolReconciler) applyPool(ctx context.Context, pool render.Pool) (rolli
 	return r.write(ctx, nil, due)
 }
 
-// refuseAll tells the members why the pool's objects could not be applied.
+// refuseAll tells the members why the pool's objects could not be applied. The error is left if that is worth
+// another try at once, or nobody is there to be told.
 func (r *PoolReconciler) refuseAll(members []*member, err error) error {
-	var rest error
+	rest := err
 	for _, m := range members {
 		if !m.refused && !m.visiting {
 			m.again, rest = r.refused(m.policy, err)

@@ -80,6 +80,58 @@ func TestAfterAFailureOrACrashAtAnyCallPoolsEndTheSame(t *testing.T) {
 	}
 }
 
+// The members are told of what keeps the pool's objects from being applied. Where nobody is left to be told, it
+// is tried again all the same.
+func TestAFailureThatNoMemberIsToldOfIsTriedAgain(t *testing.T) {
+	for name, leave := range map[string]func(w *poolWorld){
+		"nobody is left": func(w *poolWorld) {
+			for _, p := range w.policies() {
+				must(w, k8s.Delete(ctx, &p))
+			}
+		},
+		"everybody is refused": func(w *poolWorld) {
+			for _, p := range w.policies() {
+				w.edit(p.Name, func(s *v1alpha1.DedupPolicySpec) { s.TTL = "0s" })
+			}
+			must(w, w.reconcileAll())
+			for name, o := range w.objects() {
+				if name != "ConfigMap small-dedupd-pool" && ofPoolItself(o) {
+					must(w, k8s.Delete(ctx, o))
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newPoolWorld(t)
+			life := func(at int) (calls int, end []string) {
+				w.clearAll()
+				w.add("first", pooled("small"))
+				w.add("second", pooled("small"))
+				w.step()
+				leave(w)
+				f := w.faulty(at, false)
+				w.settleAll()
+				return f.calls, w.names()
+			}
+			calls, want := life(0)
+			if calls < 4 {
+				t.Fatalf("%d calls: a fault among them proves little", calls)
+			}
+			for n := 1; n <= calls; n++ {
+				_, end := life(n)
+				if diff := cmp.Diff(want, end); diff != "" {
+					t.Errorf("call %d of %d (-without +with the fault):\n%s", n, calls, diff)
+				}
+			}
+		})
+	}
+}
+
+// ofPoolItself reports whether an object is shared by a pool's members.
+func ofPoolItself(o client.Object) bool {
+	return o.GetLabels()[v1alpha1.LabelPool] != "" && o.GetLabels()[v1alpha1.LabelOwner] == ""
+}
+
 // clearAll deletes everything, as the garbage collector would.
 func (w *poolWorld) clearAll() {
 	w.Helper()

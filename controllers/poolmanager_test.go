@@ -78,7 +78,7 @@ func TestManagerKeepsPoolsAlsoOverAnAbsence(t *testing.T) {
 	}
 	w.eventually("the pool goes with its last member", func() bool {
 		for _, o := range w.objects() {
-			if o.GetLabels()[v1alpha1.LabelPool] != "" && o.GetLabels()[v1alpha1.LabelOwner] == "" {
+			if ofPoolItself(o) {
 				return false
 			}
 		}
