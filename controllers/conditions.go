@@ -42,11 +42,10 @@ func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	s.ObservedGeneration = p.Generation
 	s.Endpoint = fmt.Sprintf("%s:%d", v1alpha1.EndpointHost(p.Namespace, p.Name), v1alpha1.PortHTTP)
 	s.ConfigHash = seen.configHash
-	s.Store = "Redis"
-	if p.Spec.Store.Memory != nil {
-		s.Store = "Memory"
+	if kind := p.Spec.Store.Kind(); s.Store != kind {
+		s.Store, s.HistorySince = kind, nil
 	}
-	if since := historySince(seen); since != nil {
+	if since := historySince(seen, s.Store); since != nil {
 		s.HistorySince = since
 	}
 	s.Replicas, s.ReadyReplicas = 0, 0
@@ -189,12 +188,12 @@ func since(history *metav1.Time, v verdict) verdict {
 	return v
 }
 
-// historySince is the latest of what the pods say; nil if none knows. One that has not asked since
-// the store lost its history still says the time of before.
-func historySince(seen observation) *metav1.Time {
+// historySince is the latest of what the pods with that kind of store say; nil if none knows. One that has
+// not asked since the store lost its history still says the time of before.
+func historySince(seen observation, kind string) *metav1.Time {
 	var latest time.Time
 	for _, s := range stores(seen.pods) {
-		if s.HistorySince.After(latest) {
+		if s.Kind == kind && s.HistorySince.After(latest) {
 			latest = s.HistorySince
 		}
 	}

@@ -171,7 +171,7 @@ func (w *poolWorld) configured(name string) []status.Policy {
 		}
 		all = append(all, status.Policy{
 			Name: policies[0].Name, Namespace: policies[0].Namespace, ConfigHash: hash,
-			Store: status.Store{Kind: "Redis", Reachable: true, Safety: "Safe"},
+			Store: status.Store{Kind: policies[0].StoreSpec.Kind(), Reachable: true, Safety: "Safe"},
 		})
 	}
 	return all

@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -360,11 +361,7 @@ func TestAMoveWithinPostgresIsTold(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			w.create(func(s *v1alpha1.DedupPolicySpec) {
-				s.Store = v1alpha1.StoreSpec{Postgres: &v1alpha1.PostgresStore{
-					Addresses: []string{"pg:5432"}, Database: "dedup", CredentialsSecretRef: v1alpha1.SecretRef{Name: "auth"},
-				}}
-			})
+			w.create(inPostgres)
 			w.ready()
 			w.change(func(s *v1alpha1.DedupPolicySpec) { c.change(s.Store.Postgres) })
 			w.reconcile()
@@ -486,11 +483,56 @@ func TestADeploymentThatWasJustChangedIsNotReady(t *testing.T) {
 	w.wantCondition(v1alpha1.ConditionReady, isTrue, v1alpha1.ReasonReady)
 }
 
-func TestAMemoryStoreIsNamedSo(t *testing.T) {
-	w := newWorld(t)
-	w.create(inMemory)
-	w.reconcile()
-	if got := w.policy().Status.Store; got != "Memory" {
-		t.Errorf("status.store %q", got)
+func inPostgres(s *v1alpha1.DedupPolicySpec) {
+	s.Store = v1alpha1.StoreSpec{Postgres: &v1alpha1.PostgresStore{
+		Addresses: []string{"pg:5432"}, Database: "dedup", CredentialsSecretRef: v1alpha1.SecretRef{Name: "auth"},
+	}}
+}
+
+func TestAStoreIsNamedByItsKind(t *testing.T) {
+	for want, change := range map[string]func(*v1alpha1.DedupPolicySpec){
+		"Redis": func(*v1alpha1.DedupPolicySpec) {}, "Postgres": inPostgres, "Memory": inMemory,
+	} {
+		w := newWorld(t)
+		w.create(change)
+		w.reconcile()
+		if got := w.policy().Status.Store; got != want {
+			t.Errorf("status.store %q, want %q", got, want)
+		}
+	}
+}
+
+// Another store has a history of its own, and the one of before has lost nothing.
+func TestAnotherKindOfStoreIsNoLossOfHistory(t *testing.T) {
+	for name, change := range map[string]func(*v1alpha1.DedupPolicySpec){"Postgres": inPostgres, "Memory": inMemory} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.create()
+			w.ready()
+			since := func(when time.Time) *metav1.Time {
+				t.Helper()
+				w.pods.change(func(_ *status.Status, p *status.Policy) { p.Store.HistorySince = when })
+				w.reconcile()
+				return w.policy().Status.HistorySince
+			}
+			first := time.Unix(1_790_000_000, 0)
+			since(first)
+			w.change(func(s *v1alpha1.DedupPolicySpec) {
+				change(s)
+				s.Epoch = 2
+			})
+			if got := since(first); got != nil { // The pods are of before.
+				t.Errorf("while no pod has the new store its history is complete since %s", got)
+			}
+			w.roll("a", "b")
+			second := first.Add(time.Hour)
+			if got := since(second); got == nil || !got.Time.Equal(second) {
+				t.Errorf("the new store's history is complete since %s, want %s", got, second)
+			}
+			e := w.events.take()
+			if slices.ContainsFunc(e, func(e string) bool { return strings.Contains(e, v1alpha1.EventHistoryLost) }) {
+				t.Errorf("events %q", e)
+			}
+		})
 	}
 }

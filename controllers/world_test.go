@@ -288,7 +288,7 @@ func (w *world) well() status.Status {
 	return status.Status{Version: "test", Policies: []status.Policy{{
 		Name: "orders", Namespace: w.namespace, Mode: "Mark",
 		ConfigHash: get(w, &corev1.ConfigMap{}).Annotations[v1alpha1.AnnotationConfigHash],
-		Store:      status.Store{Kind: "Redis", Reachable: true, Safety: "Safe"},
+		Store:      status.Store{Kind: w.policy().Spec.Store.Kind(), Reachable: true, Safety: "Safe"},
 	}}}
 }
 

@@ -41,6 +41,17 @@ func (s *StoreSpec) Secrets() []string {
 	return names
 }
 
+// Kind is the store's: Redis, Postgres or Memory.
+func (s *StoreSpec) Kind() string {
+	switch {
+	case s.Redis != nil:
+		return "Redis"
+	case s.Postgres != nil:
+		return "Postgres"
+	}
+	return "Memory"
+}
+
 // RedisMode is a Redis topology.
 //
 // +kubebuilder:validation:Enum=Standalone;Sentinel;Cluster
