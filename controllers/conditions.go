@@ -63,17 +63,25 @@ func judge(p *v1alpha1.DedupPolicy, seen observation, now time.Time) {
 	set(p, v1alpha1.ConditionReady, ready(p, seen), now)
 }
 
-// refuse sets the status of a policy that is not accepted. What runs is left as it is, and so is
-// what was last said of it.
+// refuse sets the status of a policy that is not accepted.
 func refuse(p *v1alpha1.DedupPolicy, reason, message string, now time.Time) {
-	p.Status.ObservedGeneration = p.Generation
 	set(p, v1alpha1.ConditionAccepted, no(reason, message), now)
-	for _, c := range []string{v1alpha1.ConditionConfigLoaded, v1alpha1.ConditionStoreReachable, v1alpha1.ConditionStoreSafe} {
+	stop(p, v1alpha1.ConditionAccepted+": "+message, "the policy is not accepted", now)
+}
+
+// stop sets the status of a policy that is not ready, for a reason that was met before anything was looked at.
+// What runs is left as it is, and so is what was last said of it; where nothing was said yet, the reason is
+// given in short.
+func stop(p *v1alpha1.DedupPolicy, reason, short string, now time.Time) {
+	p.Status.ObservedGeneration = p.Generation
+	for _, c := range []string{
+		v1alpha1.ConditionAccepted, v1alpha1.ConditionConfigLoaded, v1alpha1.ConditionStoreReachable, v1alpha1.ConditionStoreSafe,
+	} {
 		if meta.FindStatusCondition(p.Status.Conditions, c) == nil {
-			set(p, c, unknown(v1alpha1.ReasonPending, "the policy is not accepted"), now)
+			set(p, c, unknown(v1alpha1.ReasonPending, short), now)
 		}
 	}
-	set(p, v1alpha1.ConditionReady, no(v1alpha1.ReasonNotReady, v1alpha1.ConditionAccepted+": "+message), now)
+	set(p, v1alpha1.ConditionReady, no(v1alpha1.ReasonNotReady, reason), now)
 }
 
 const noPods = "no dedupd pod runs yet"

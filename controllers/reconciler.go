@@ -153,7 +153,7 @@ func (r *Reconciler) refused(p *v1alpha1.DedupPolicy, err error) (again time.Dur
 		return 0, nil
 	case apierrors.IsForbidden(err):
 		// A quota, or a policy of the cluster. It may change without our notice.
-		set(p, v1alpha1.ConditionReady, no(v1alpha1.ReasonNotReady, tidy(err.Error())), now)
+		stop(p, tidy(err.Error()), "the policy's objects are not applied", now)
 	}
 	return 0, err
 }

@@ -44,7 +44,7 @@ const (
 	ReasonUnsafe        = "Unsafe"        // StoreSafe=False, the message says what is at risk
 	ReasonReady         = "Ready"         // Ready=True
 	ReasonNotReady      = "NotReady"      // Ready=False, the message names the first condition that is not True
-	ReasonPending       = "Pending"       // no replica runs yet
+	ReasonPending       = "Pending"       // no replica runs yet, or there is nothing that it could run
 	ReasonStatusUnknown = "StatusUnknown" // a replica could not be asked, or does not know
 )
 
