@@ -214,10 +214,20 @@ func (c *child[T, O, A, I]) read(ctx context.Context, r *Reconciler, key client.
 func (r *Reconciler) apply(ctx context.Context, m manifest) error {
 	err := r.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(m.Unstructured), client.FieldOwner(v1alpha1.FieldOwner), client.ForceOwnership)
 	if err != nil {
-		return fmt.Errorf("applying %s %s: %w", m.GetKind(), m.GetName(), err)
+		return &applyError{m.GetKind(), m.GetName(), err}
 	}
 	return nil
 }
+
+// applyError says what could not be applied.
+type applyError struct {
+	kind, name string
+	cause      error
+}
+
+func (e *applyError) Error() string { return fmt.Sprintf("applying %s %s: %s", e.kind, e.name, e.cause) }
+
+func (e *applyError) Unwrap() error { return e.cause }
 
 // remove deletes this very object, not a successor of its name.
 func (r *Reconciler) remove(ctx context.Context, live client.Object) error {

@@ -447,7 +447,7 @@ func TestWhatTheAPIServerRefusesIsToldToTheUser(t *testing.T) {
 	})
 	w.reconcile()
 	w.wantCondition(v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonInvalid)
-	if m := w.condition(v1alpha1.ConditionAccepted).Message; !strings.Contains(m, "resources.requests") {
+	if m := w.condition(v1alpha1.ConditionAccepted).Message; !strings.HasPrefix(m, "spec.deployment: ") || !strings.Contains(m, "resources.requests") {
 		t.Errorf("the message does not say what is wrong: %s", m)
 	}
 }

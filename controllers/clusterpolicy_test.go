@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -57,6 +58,29 @@ func (w *world) deny(reason metav1.StatusReason) (allow func()) {
 		remove()
 		w.eventually("ConfigMaps are allowed", func() bool { return !denied() })
 	}
+}
+
+// Its reason may be Invalid, as that of an object with a wrong field is.
+func TestAnObjectThatAPolicyOfTheClusterDeniesIsToldAndTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	allow := w.deny(metav1.StatusReasonInvalid)
+	if again := w.reconcile().RequeueAfter; again < 30*time.Second || again > time.Minute {
+		t.Errorf("comes back in %s, want 30s to 60s: nobody tells when the policy of the cluster changes", again)
+	}
+	w.wantCondition(v1alpha1.ConditionAccepted, isFalse, v1alpha1.ReasonInvalid)
+	if m := w.condition(v1alpha1.ConditionAccepted).Message; !strings.HasPrefix(m, "applying ConfigMap orders-dedupd: ") || !strings.Contains(m, "not on a Sunday") {
+		t.Errorf("message %q", m)
+	}
+	w.written()
+	w.events.take()
+	w.reconcile()
+	if e, written := w.events.take(), w.written(); e != nil || !cmp.Equal(written, []string{"apply *client.unstructuredApplyConfiguration"}) {
+		t.Errorf("told again: %q, %q", e, written)
+	}
+	allow()
+	w.reconcile()
+	w.wantCondition(v1alpha1.ConditionAccepted, isTrue, v1alpha1.ReasonValid)
 }
 
 func TestWhatIsForbiddenIsToldOfTheGenerationThatWantsIt(t *testing.T) {

@@ -146,9 +146,10 @@ func (r *Reconciler) refused(p *v1alpha1.DedupPolicy, err error) (again time.Dur
 		refuse(p, v1alpha1.ReasonConflict, conflict.Error(), now)
 		return halfToOneMinute(), nil
 	case apierrors.IsInvalid(err):
-		// Such as resources of which the requests exceed the limits.
-		refuse(p, v1alpha1.ReasonInvalid, "spec.deployment: "+err.Error(), now)
-		return 0, nil
+		// Such as resources of which the requests exceed the limits. It may also be a policy of the cluster
+		// that says so, which may change without our notice.
+		refuse(p, v1alpha1.ReasonInvalid, pathOf(err)+err.Error(), now)
+		return halfToOneMinute(), nil
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return 0, nil
 	case apierrors.IsForbidden(err):
@@ -156,6 +157,16 @@ func (r *Reconciler) refused(p *v1alpha1.DedupPolicy, err error) (again time.Dur
 		stop(p, tidy(err.Error()), "the policy's objects are not applied", now)
 	}
 	return 0, err
+}
+
+// pathOf is the path of the field that is behind an error, as the beginning of a message: of what is applied,
+// two kinds hold what the policy says in one field, and the API server judges.
+func pathOf(err error) string {
+	var unapplied *applyError
+	if errors.As(err, &unapplied) && (unapplied.kind == "Deployment" || unapplied.kind == "HorizontalPodAutoscaler") {
+		return "spec.deployment: "
+	}
+	return ""
 }
 
 // publish writes the status if it changed, and records the events of the change.

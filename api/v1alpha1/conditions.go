@@ -4,8 +4,9 @@ package v1alpha1
 // observedGeneration of the spec it speaks of and is present from the first reconciliation on,
 // in the shape that kstatus and `kubectl wait --for=condition=Ready` expect.
 const (
-	// ConditionAccepted: the policy compiles. False says which field is wrong; the operator
-	// then leaves what runs as it is and does not retry until the spec changes.
+	// ConditionAccepted: the policy compiles and its objects are applied. False says which field is wrong,
+	// or which object the cluster refuses; the operator then leaves what runs as it is. A spec that does not
+	// compile is not looked at again until it changes, anything else from time to time.
 	ConditionAccepted = "Accepted"
 
 	// ConditionConfigLoaded: every dedupd replica reports that it runs this policy's
@@ -29,7 +30,7 @@ const (
 // StatusUnknown.
 const (
 	ReasonValid         = "Valid"         // Accepted=True
-	ReasonInvalid       = "Invalid"       // Accepted=False, the message starts with the field's path
+	ReasonInvalid       = "Invalid"       // Accepted=False, the message starts with the field's path, or with the object that the cluster refuses
 	ReasonConflict      = "Conflict"      // Accepted=False, a child's name is taken by an object that is not ours
 	ReasonNoIssuerKeys  = "NoIssuerKeys"  // Accepted=False, there is nothing to check the callers' tokens by
 	ReasonSettings      = "PoolDiffers"   // Accepted=False, the policy is served by its pool, which runs as another member says
