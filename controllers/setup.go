@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -109,9 +110,9 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
 	// That a child was made is no news: the operator made it. At the start all of them are new to
 	// the cache, and the policies themselves bring every reconciliation that is due.
-	news := predicate.Funcs{CreateFunc: func(ctrlevent.CreateEvent) bool { return false }}
+	none := func(client.Object) bool { return false }
 	for _, k := range kinds {
-		b = b.Owns(k.empty(), builder.WithPredicates(news))
+		b = b.Owns(k.empty(), builder.WithPredicates(newsOf(none)))
 	}
 	if err := b.Complete(reconcile.AsReconciler(m.GetClient(), r)); err != nil {
 		return err
@@ -129,11 +130,23 @@ func setupPools(m ctrl.Manager, r *Reconciler) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
 	// Of what is new only a pool's own objects are news: at the start they bring the pools that no policy
 	// names any more.
-	news := predicate.Funcs{CreateFunc: func(e ctrlevent.CreateEvent) bool { return ofPool(e.Object) }}
 	for _, k := range kinds {
-		b = b.Watches(k.empty(), handler.EnqueueRequestsFromMapFunc(r.poolsOf), builder.WithPredicates(news))
+		b = b.Watches(k.empty(), handler.EnqueueRequestsFromMapFunc(r.poolsOf), builder.WithPredicates(newsOf(ofPool)))
 	}
 	return b.Complete(&PoolReconciler{r})
+}
+
+// newsOf lets those events through of which there is something to see: of new objects those that matter, and of
+// changes those that the cache keeps. An autoscaler, for one, changes its status every 15 seconds.
+func newsOf(matters func(made client.Object) bool) predicate.Predicate {
+	return predicate.Funcs{
+		CreateFunc: func(e ctrlevent.CreateEvent) bool { return matters(e.Object) },
+		UpdateFunc: func(e ctrlevent.UpdateEvent) bool {
+			was := e.ObjectOld.DeepCopyObject().(client.Object)
+			was.SetResourceVersion(e.ObjectNew.GetResourceVersion())
+			return !equality.Semantic.DeepEqual(was, e.ObjectNew)
+		},
+	}
 }
 
 // ofPool reports whether an object is shared by the members of a pool.
