@@ -225,7 +225,9 @@ type applyError struct {
 	cause      error
 }
 
-func (e *applyError) Error() string { return fmt.Sprintf("applying %s %s: %s", e.kind, e.name, e.cause) }
+func (e *applyError) Error() string {
+	return fmt.Sprintf("applying %s %s: %s", e.kind, e.name, e.cause)
+}
 
 func (e *applyError) Unwrap() error { return e.cause }
 

@@ -2,21 +2,27 @@ package controllers_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
@@ -29,6 +35,12 @@ func (w *world) userAgent() string { return "dedup-operator/" + w.namespace }
 // startManager runs the operator as it is run in a cluster, until stop is called.
 func startManager(w *world) (stop func()) {
 	w.Helper()
+	return startManagerWith(w, interceptor.Funcs{})
+}
+
+// startManagerWith does so with a client of which something is different.
+func startManagerWith(w *world, different interceptor.Funcs) (stop func()) {
+	w.Helper()
 	cfg := rest.CopyConfig(restConfig)
 	cfg.UserAgent = w.userAgent()
 	cacheOptions := controllers.CacheOptions()
@@ -36,6 +48,10 @@ func startManager(w *world) (stop func()) {
 	skip := true
 	m, err := ctrl.NewManager(cfg, ctrl.Options{
 		Scheme: scheme, Cache: cacheOptions, Metrics: metricsserver.Options{BindAddress: "0"},
+		NewClient: func(config *rest.Config, o client.Options) (client.Client, error) {
+			c, err := client.NewWithWatch(config, o)
+			return interceptor.NewClient(c, different), err
+		},
 		Controller: config.Controller{SkipNameValidation: &skip}, // the second manager has a controller of the same name
 	})
 	must(w, err)
@@ -133,6 +149,74 @@ func TestManagerDoesNotTakeOverWhatItsCacheDoesNotShow(t *testing.T) {
 	})
 	if got := get(w, &corev1.ConfigMap{}); len(got.Labels) > 0 || len(got.OwnerReferences) > 0 {
 		t.Errorf("it was taken over: %+v", got.ObjectMeta)
+	}
+}
+
+// reconcileErrors is how many the metric has counted on which an alert rests.
+func reconcileErrors(t *testing.T) (n float64) {
+	t.Helper()
+	families, err := metrics.Registry.Gather()
+	must(t, err)
+	for _, family := range families {
+		if family.GetName() == "controller_runtime_reconcile_errors_total" {
+			for _, m := range family.GetMetric() {
+				n += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return n
+}
+
+func TestConflictsAreNoErrorsAndAreTriedAgain(t *testing.T) {
+	conflict := apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("deduppolicies").GroupResource(), "orders", errors.New("modified"))
+	for name, c := range map[string]struct {
+		err    error
+		change func(*v1alpha1.DedupPolicySpec)
+		counts bool
+	}{
+		"a conflict":           {err: conflict, change: replicas(1)},
+		"a conflict in a pool": {err: conflict, change: pooled("small")},
+		"a failure":            {err: errFault, change: replicas(1), counts: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newPoolWorld(t)
+			before := reconcileErrors(t)
+			var patches atomic.Int32
+			stop := startManagerWith(w.world, interceptor.Funcs{
+				SubResourcePatch: func(ctx context.Context, cl client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+					if patches.Add(1) <= 2 {
+						return c.err
+					}
+					return cl.SubResource(sub).Patch(ctx, o, p, opts...)
+				},
+			})
+			w.create(c.change)
+			w.followed("the policy is ready")
+			stop()
+			if n := reconcileErrors(t) - before; n > 0 != c.counts {
+				t.Errorf("%v errors were counted", n)
+			}
+		})
+	}
+}
+
+func TestTheOperatorsEndIsNoError(t *testing.T) {
+	w := newWorld(t)
+	before := reconcileErrors(t)
+	writing := make(chan struct{})
+	begun := sync.OnceFunc(func() { close(writing) })
+	stop := startManagerWith(w, interceptor.Funcs{
+		Apply: func(ctx context.Context, _ client.WithWatch, _ runtime.ApplyConfiguration, _ ...client.ApplyOption) error {
+			begun()
+			<-ctx.Done()
+			return ctx.Err()
+		},
+	})
+	w.create()
+	<-writing
+	stop()
+	if n := reconcileErrors(t) - before; n > 0 {
+		t.Errorf("%v errors were counted", n)
 	}
 }
 

@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -43,8 +44,20 @@ type Reconciler struct {
 	Render render.Options
 
 	// published are the resource versions of the statuses that the cache is not known to show yet, by
-	// the policy's UID.
+	// the policy's name.
 	published sync.Map
+}
+
+// named reconciles the policy of a name, if there is one.
+func (r *Reconciler) named(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	p := &v1alpha1.DedupPolicy{}
+	if err := r.Client.Get(ctx, request.NamespacedName, p); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.published.Delete(request.NamespacedName)
+		}
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	return r.Reconcile(ctx, p)
 }
 
 // Reconcile brings the children of one policy, and its status, to what they should be.
@@ -171,10 +184,8 @@ func pathOf(err error) string {
 
 // publish writes the status if it changed, and records the events of the change.
 func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolicy) error {
-	// What is as the cache shows it may not be so any more: while the cache lacks the last status that was
-	// published, the patch fails, and there is another try.
-	if equality.Semantic.DeepEqual(before.Status, p.Status) && !r.lags(before) {
-		return nil
+	if equality.Semantic.DeepEqual(before.Status, p.Status) {
+		return r.current(before)
 	}
 	after := p.Status.DeepCopy() // the patch overwrites p by the API server's answer
 	// The lock makes sure that the transition starts at the status that it is judged by: a cache
@@ -183,23 +194,26 @@ func (r *Reconciler) publish(ctx context.Context, before, p *v1alpha1.DedupPolic
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	r.published.Store(p.UID, p.ResourceVersion)
+	r.published.Store(client.ObjectKeyFromObject(p), p.ResourceVersion)
 	r.record(p, statusNews(before.Status, *after))
 	return nil
 }
 
-// lags reports whether a policy is older than the status that was last published of it.
-func (r *Reconciler) lags(p *v1alpha1.DedupPolicy) bool {
-	published, ok := r.published.Load(p.UID)
+// current is a conflict if a policy is older than the status that was last published of it: what is as the
+// cache shows it may not be so any more.
+func (r *Reconciler) current(p *v1alpha1.DedupPolicy) error {
+	key := client.ObjectKeyFromObject(p)
+	published, ok := r.published.Load(key)
 	if !ok {
-		return false
+		return nil
 	}
 	order, err := resourceversion.CompareResourceVersion(p.ResourceVersion, published.(string))
 	if err == nil && order < 0 {
-		return true
+		return apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("deduppolicies").GroupResource(), p.Name,
+			fmt.Errorf("the cache shows version %s, and %s was published", p.ResourceVersion, published))
 	}
-	r.published.Delete(p.UID)
-	return false
+	r.published.Delete(key)
+	return nil
 }
 
 func (r *Reconciler) record(p *v1alpha1.DedupPolicy, news []event) {

@@ -114,7 +114,7 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 	for _, k := range kinds {
 		b = b.Owns(k.empty(), builder.WithPredicates(newsOf(none)))
 	}
-	if err := b.Complete(reconcile.AsReconciler(m.GetClient(), r)); err != nil {
+	if err := b.Complete(patient(reconcile.Func(r.named))); err != nil {
 		return err
 	}
 	return setupPools(m, r)
@@ -133,7 +133,7 @@ func setupPools(m ctrl.Manager, r *Reconciler) error {
 	for _, k := range kinds {
 		b = b.Watches(k.empty(), handler.EnqueueRequestsFromMapFunc(r.poolsOf), builder.WithPredicates(newsOf(ofPool)))
 	}
-	return b.Complete(&PoolReconciler{r})
+	return b.Complete(patient(&PoolReconciler{r}))
 }
 
 // newsOf lets those events through of which there is something to see: of new objects those that matter, and of

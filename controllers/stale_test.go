@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 )
@@ -122,8 +123,12 @@ func TestAStatusThatIsAsTheCacheShowsItIsNotTakenForPublished(t *testing.T) {
 	w.reconcile()
 	w.wantCondition(v1alpha1.ConditionReady, isFalse, v1alpha1.ReasonNotReady)
 	w.roll("a", "b")
+	w.written()
 	if _, err := w.r.Reconcile(ctx, yesterday); !apierrors.IsConflict(err) {
 		t.Errorf("%v, want a conflict, for another try", err)
+	}
+	if written := w.written(); written != nil {
+		t.Errorf("wrote %v, which cannot succeed", written)
 	}
 	w.reconcile()
 	w.wantCondition(v1alpha1.ConditionReady, isTrue, v1alpha1.ReasonReady)
@@ -131,6 +136,25 @@ func TestAStatusThatIsAsTheCacheShowsItIsNotTakenForPublished(t *testing.T) {
 	w.reconcile()
 	if written := w.written(); written != nil {
 		t.Errorf("wrote %v", written)
+	}
+}
+
+func TestOfAPolicyThatIsGoneNothingIsKept(t *testing.T) {
+	w := newWorld(t)
+	named := func() {
+		t.Helper()
+		_, err := w.r.Named(ctx, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: w.namespace, Name: "orders"}})
+		must(t, err)
+	}
+	w.create()
+	named()
+	if n := w.r.Remembered(); n != 1 {
+		t.Errorf("after a status was published, something is kept of %d policies", n)
+	}
+	must(t, k8s.Delete(ctx, w.policy()))
+	named()
+	if n := w.r.Remembered(); n != 0 {
+		t.Errorf("something is kept of %d policies", n)
 	}
 }
 
