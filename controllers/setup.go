@@ -54,9 +54,6 @@ type Options struct {
 	// Image is the image that holds /dedupd. Required.
 	Image string
 
-	// PullPolicy is the image's pull policy; empty for the one that Kubernetes derives from the tag.
-	PullPolicy corev1.PullPolicy
-
 	// OperatorNamespace is where the operator runs: dedupd's NetworkPolicies let it in. Required.
 	OperatorNamespace string
 
@@ -101,7 +98,7 @@ func SetupWithManager(m ctrl.Manager, o Options) error {
 		Status: o.StatusClient,
 		Issuer: issuer,
 		Clock:  clock.RealClock{},
-		Render: render.Options{Image: o.Image, PullPolicy: o.PullPolicy, OperatorNamespace: o.OperatorNamespace},
+		Render: render.Options{Image: o.Image, OperatorNamespace: o.OperatorNamespace},
 	}
 	b := ctrl.NewControllerManagedBy(m).
 		Named("deduppolicy").

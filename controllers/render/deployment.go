@@ -59,7 +59,7 @@ func (w *Workload) template() *corev1ac.PodTemplateSpecApplyConfiguration {
 			WithRunAsGroup(podspec.UserID).
 			WithFSGroup(podspec.UserID).
 			WithSeccompProfile(corev1ac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
-		WithContainers(podspec.Container(w.content, podspec.Options{Image: w.options.Image, PullPolicy: w.options.PullPolicy})).
+		WithContainers(podspec.Container(w.content, podspec.Options{Image: w.options.Image})).
 		WithVolumes(podspec.Volumes(w.content)...).
 		WithTopologySpreadConstraints(w.spread("kubernetes.io/hostname"), w.spread("topology.kubernetes.io/zone"))
 	if len(w.settings.NodeSelector) > 0 {

@@ -20,9 +20,8 @@ import (
 
 // Options are the operator's settings that its objects depend on.
 type Options struct {
-	// Image and PullPolicy of dedupd, see podspec.Options.
-	Image      string
-	PullPolicy corev1.PullPolicy
+	// Image of dedupd, see podspec.Options.
+	Image string
 
 	// OperatorNamespace is where the operator runs: it asks dedupd's pods for their status.
 	OperatorNamespace string

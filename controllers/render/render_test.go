@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write what is rendered to the out.yaml files")
 
-var options = render.Options{Image: "example.com/dedup-operator:v1", PullPolicy: corev1.PullIfNotPresent, OperatorNamespace: "dedup-system"}
+var options = render.Options{Image: "example.com/dedup-operator:v1", OperatorNamespace: "dedup-system"}
 
 // input compiles a policy from YAML and gives it the UID that the API server would.
 func input(t *testing.T, manifest []byte) render.Input {

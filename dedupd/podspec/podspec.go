@@ -28,9 +28,6 @@ type Options struct {
 	// Image is the image that holds /dedupd.
 	Image string
 
-	// PullPolicy is the image's pull policy; empty for the one that Kubernetes derives from the tag.
-	PullPolicy corev1.PullPolicy
-
 	// PortHTTP and PortGRPC are the ports that dedupd listens on; 0 for those of dedupd's own pods.
 	PortHTTP, PortGRPC int32
 }
@@ -97,9 +94,6 @@ func Container(content Content, o Options) *corev1ac.ContainerApplyConfiguration
 		WithLivenessProbe(probe("/healthz", http).WithPeriodSeconds(10).WithFailureThreshold(3)).
 		WithSecurityContext(securityContext()).
 		WithVolumeMounts(mounts(content)...)
-	if o.PullPolicy != "" {
-		c.WithImagePullPolicy(o.PullPolicy)
-	}
 	if http != v1alpha1.PortHTTP {
 		c.WithCommand("--http-addr", ":"+strconv.Itoa(int(http)))
 	}

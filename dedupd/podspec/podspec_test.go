@@ -123,12 +123,12 @@ func TestOnlyThePolicyOfTheConfigMapIsRead(t *testing.T) {
 }
 
 func TestSidecarIsNativeAndStartsTheApplicationWhenReady(t *testing.T) {
-	c, _, err := podspec.Sidecar(policy(), podspec.Options{Image: "dedupd:1", PullPolicy: corev1.PullNever, PortHTTP: 18080, PortGRPC: 19090})
+	c, _, err := podspec.Sidecar(policy(), podspec.Options{Image: "dedupd:1", PortHTTP: 18080, PortGRPC: 19090})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Name != v1alpha1.SidecarName || c.Image != "dedupd:1" || c.ImagePullPolicy != corev1.PullNever {
-		t.Errorf("name %q, image %q, pull policy %q", c.Name, c.Image, c.ImagePullPolicy)
+	if c.Name != v1alpha1.SidecarName || c.Image != "dedupd:1" {
+		t.Errorf("name %q, image %q", c.Name, c.Image)
 	}
 	if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
 		t.Errorf("restartPolicy %v: a Job would never end", c.RestartPolicy)
