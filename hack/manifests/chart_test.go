@@ -5,6 +5,7 @@ package manifests_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -128,6 +129,29 @@ func TestTheChartsValuesAreChecked(t *testing.T) {
 		if _, err := chart(t, v); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: error %v, want one with %q", v, err, want)
 		}
+	}
+}
+
+// A webhook on the port of the metrics or of the probes would keep the manager from starting.
+func TestTheChartsWebhookHasAPortOfItsOwn(t *testing.T) {
+	got, err := chart(t, values{"webhook": values{"port": 10250}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := got["Deployment dedup-system/dedup-operator-controller-manager"]["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any)
+	others := 0
+	for _, port := range pod["containers"].([]any)[0].(map[string]any)["ports"].([]any) {
+		taken := port.(map[string]any)["containerPort"]
+		if fmt.Sprint(taken) == "10250" {
+			continue
+		}
+		others++
+		if _, err := chart(t, values{"webhook": values{"port": taken}}); err == nil || !strings.Contains(err.Error(), "at '/webhook/port'") {
+			t.Errorf("port %v: error %v, want one of the schema", taken, err)
+		}
+	}
+	if others != 2 {
+		t.Errorf("%d ports besides the webhook's, want those of the metrics and the probes", others)
 	}
 }
 
