@@ -13,6 +13,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -193,6 +194,31 @@ func merge(m map[string]string, key, value string) map[string]string {
 	}
 	m[key] = value
 	return m
+}
+
+// What pods need to pull from a private registry is the namespace's to say.
+func TestPullSecretsOfTheAccountAreLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	w.reconcile()
+	patched := client.RawPatch(types.StrategicMergePatchType, []byte(`{"imagePullSecrets":[{"name":"pull"}]}`))
+	must(t, k8s.Patch(ctx, get(w, &corev1.ServiceAccount{}), patched, client.FieldOwner("kubectl-patch")))
+	w.written()
+	w.reconcile()
+	if written := w.written(); written != nil {
+		t.Errorf("wrote %v", written)
+	}
+	account := get(w, &corev1.ServiceAccount{})
+	account.AutomountServiceAccountToken = nil
+	must(t, k8s.Update(ctx, account))
+	w.reconcile()
+	if written := w.written(); len(written) != 1 {
+		t.Errorf("wrote %v, want the ServiceAccount", written)
+	}
+	account = get(w, &corev1.ServiceAccount{})
+	if diff := cmp.Diff([]corev1.LocalObjectReference{{Name: "pull"}}, account.ImagePullSecrets); diff != "" {
+		t.Errorf("pull secrets (-want +got):\n%s", diff)
+	}
 }
 
 func TestAutoscalersDriftIsMended(t *testing.T) {
