@@ -20,9 +20,12 @@ import (
 
 // codec is protobuf's, and by hand for the two batch calls: see wireBatch for what comes. What
 // goes is already encoded.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	limits Limits
+}
 
-func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
+func newCodec(limits Limits) codec { return codec{encoding.GetCodecV2(proto.Name), limits} }
 
 // checkWire and settleWire are the two requests, and encoded an answer to either.
 type (
@@ -35,9 +38,9 @@ type (
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch in := v.(type) {
 	case *checkWire:
-		return in.read(data.Materialize(), false)
+		return in.read(data.Materialize(), false, c.limits.MaxBatch)
 	case *settleWire:
-		return in.read(data.Materialize(), true)
+		return in.read(data.Materialize(), true, c.limits.MaxBatch)
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }
@@ -80,7 +83,7 @@ func byHand[In any](method string, call func(*grpcAPI, context.Context, *In) (en
 }
 
 func (g *grpcAPI) checkBatchWire(ctx context.Context, in *checkWire) (encoded, error) {
-	if err := g.fits(len(in.elements), "messages"); err != nil {
+	if err := g.Limits.fits(in.count, "messages"); err != nil {
 		return nil, grpcError(err)
 	}
 	messages, err := in.messages(g.Limits.MaxBody)
@@ -95,7 +98,7 @@ func (g *grpcAPI) checkBatchWire(ctx context.Context, in *checkWire) (encoded, e
 }
 
 func (g *grpcAPI) settleBatchWire(ctx context.Context, in *settleWire) (encoded, error) {
-	if err := g.fits(len(in.elements), "settles"); err != nil {
+	if err := g.Limits.fits(in.count, "settles"); err != nil {
 		return nil, grpcError(err)
 	}
 	ops, err := in.settles()

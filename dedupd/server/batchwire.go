@@ -21,7 +21,8 @@ import (
 type wireBatch struct {
 	policy, consumer string
 
-	elements []span // of the list, still encoded
+	count    int    // of the list's elements
+	elements []span // those that a batch may have, still encoded
 
 	// The request, twice: for what is read as a string, and for bodies.
 	text string
@@ -104,8 +105,9 @@ func (w *wireBatch) string(at span) (string, error) {
 	return s, nil
 }
 
-// read reads the request as a whole.
-func (w *wireBatch) read(data []byte, settles bool) error {
+// read reads the request as a whole. What is beyond most elements is counted and not kept: an element may be two
+// bytes long, and its place in memory is not.
+func (w *wireBatch) read(data []byte, settles bool, most int) error {
 	w.data, w.text = data, string(data)
 	for from := 0; from < len(data); {
 		f, next, err := w.next(from, len(data))
@@ -119,7 +121,9 @@ func (w *wireBatch) read(data []byte, settles bool) error {
 			w.policy, err = w.string(f.at)
 			w.policy = strings.Clone(w.policy)
 		case settles && f.tag == fieldSettles, !settles && f.tag == fieldMessages:
-			w.elements = append(w.elements, f.at)
+			if w.count++; w.count <= most {
+				w.elements = append(w.elements, f.at)
+			}
 		case f.tag == fieldConsumer && !settles:
 			w.consumer, err = w.string(f.at)
 		}

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -115,7 +117,7 @@ func lowered(m map[string]string) map[string]string {
 
 func checkedByHand(data []byte) []seen {
 	var w wireBatch
-	if w.read(data, false) != nil {
+	if w.read(data, false, len(data)) != nil {
 		return unreadable
 	}
 	messages, err := w.messages(testMaxBody)
@@ -169,7 +171,7 @@ func settledByProtobuf(data []byte) []seen {
 
 func settledByHand(data []byte) []seen {
 	var w wireBatch
-	if w.read(data, true) != nil {
+	if w.read(data, true, len(data)) != nil {
 		return unreadable
 	}
 	ops, err := w.settles()
@@ -185,6 +187,35 @@ func settledByHand(data []byte) []seen {
 		out = append(out, seen{Settle: op})
 	}
 	return out
+}
+
+// A request of the largest size may have eight million elements of nothing.
+func TestABatchOfTooManyIsCountedAndNotKept(t *testing.T) {
+	const n, most = 100_000, 10
+	c := newCodec(Limits{MaxBatch: most})
+	api := &grpcAPI{Service: &Service{Options: Options{Limits: c.limits}}}
+	checks, settles := &checkWire{}, &settleWire{}
+	for name, test := range map[string]struct {
+		element []byte
+		into    any
+		read    *wireBatch
+		answer  func() error
+	}{
+		"messages": {[]byte{byte(fieldMessages), 0}, checks, &checks.wireBatch, func() error { _, err := api.checkBatchWire(t.Context(), checks); return err }},
+		"settles":  {[]byte{byte(fieldSettles), 0}, settles, &settles.wireBatch, func() error { _, err := api.settleBatchWire(t.Context(), settles); return err }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := c.Unmarshal(mem.BufferSlice{mem.SliceBuffer(bytes.Repeat(test.element, n))}, test.into); err != nil {
+				t.Fatal(err)
+			}
+			if held := cap(test.read.elements); held > 2*most {
+				t.Errorf("room for %d elements, want %d", held, most)
+			}
+			if err, says := test.answer(), name+": 100000, at most 10"; err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("%v, want %q", err, says)
+			}
+		})
+	}
 }
 
 func TestAnswersOfABatchAreThoseOfProtobuf(t *testing.T) {
@@ -263,7 +294,7 @@ func TestABatchTravelsWithoutAllocationsOfItsMessages(t *testing.T) {
 	for name, run := range map[string]func() error{
 		"reading checks": func() error {
 			var w wireBatch
-			if err := w.read(data, false); err != nil {
+			if err := w.read(data, false, n); err != nil {
 				return err
 			}
 			messages, err := w.messages(testMaxBody)
@@ -274,7 +305,7 @@ func TestABatchTravelsWithoutAllocationsOfItsMessages(t *testing.T) {
 		},
 		"reading settlements": func() error {
 			var w wireBatch
-			if err := w.read(settleData, true); err != nil {
+			if err := w.read(settleData, true, n); err != nil {
 				return err
 			}
 			ops, err := w.settles()

@@ -107,7 +107,7 @@ func (f *flights) board(r *pb.CheckStreamRequest) {
 }
 
 func (f *flights) boardBatch(id uint64, in *pb.CheckBatchRequest) {
-	if err := f.api.fits(len(in.GetMessages()), "batch.messages"); err != nil {
+	if err := f.api.Limits.fits(len(in.GetMessages()), "batch.messages"); err != nil {
 		f.refuse(id, err)
 		return
 	}

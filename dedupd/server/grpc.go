@@ -34,7 +34,7 @@ func (s *Service) NewGRPC() *grpc.Server {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(int(max(s.Limits.MaxBatchBytes, s.Limits.MaxBody))+messageOverhead),
 		grpc.MaxHeaderListSize(uint32(s.Limits.MaxHeader)),
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(newCodec(s.Limits)),
 		grpc.KeepaliveParams(keepaliveParams),
 		grpc.KeepaliveEnforcementPolicy(keepalivePolicy),
 		grpc.ChainUnaryInterceptor(s.guardUnary),
@@ -162,10 +162,10 @@ func (s *Service) request(m *pb.Message, field func() string) (engine.Request, e
 	return r, nil
 }
 
-func (s *Service) fits(n int, field string) error {
-	if n > s.Limits.MaxBatch {
+func (l Limits) fits(n int, field string) error {
+	if n > l.MaxBatch {
 		return &engine.Error{Code: engine.TooLarge, Field: field, Message: fmt.Sprintf(
-			"%s: %d, at most %d in one batch (--max-batch)", field, n, s.Limits.MaxBatch)}
+			"%s: %d, at most %d in one batch (--max-batch)", field, n, l.MaxBatch)}
 	}
 	return nil
 }
