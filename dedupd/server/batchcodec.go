@@ -19,7 +19,7 @@ import (
 )
 
 // codec is protobuf's, and by hand for the two batch calls: see wireBatch for what comes. What
-// goes is already encoded.
+// goes is already encoded. Batches on a stream are decoded by protobuf, unless they are too large.
 type codec struct {
 	encoding.CodecV2
 	limits Limits
@@ -41,6 +41,10 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return in.read(data.Materialize(), false, c.limits.MaxBatch)
 	case *settleWire:
 		return in.read(data.Materialize(), true, c.limits.MaxBatch)
+	case *streamRequest:
+		buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		defer buffer.Free()
+		return in.read(buffer.ReadOnlyData(), c.limits)
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }

@@ -47,7 +47,7 @@ const maxIdlePolicies = 8
 // fly decides a batch and sends each its response. Settlements go first: a caller that
 // completes a claim and then checks the same message again finds it completed, as it would over
 // a connection of its own.
-func (f *flights) fly(batch []*pb.CheckStreamRequest, send func(*pb.CheckStreamResponse) error) error {
+func (f *flights) fly(batch []*streamRequest, send func(*pb.CheckStreamResponse) error) error {
 	f.send = send
 	for _, r := range batch {
 		f.board(r)
@@ -80,7 +80,11 @@ func (f *flights) to(policy string) *flight {
 }
 
 // board puts a request on its flight, or answers it where it is at fault.
-func (f *flights) board(r *pb.CheckStreamRequest) {
+func (f *flights) board(r *streamRequest) {
+	if r.refused != nil {
+		f.refuse(r.GetId(), r.refused)
+		return
+	}
 	switch in := r.GetRequest().(type) {
 	case *pb.CheckStreamRequest_Check:
 		request, err := f.api.request(in.Check.GetMessage(), func() string { return "check.message" })
@@ -107,10 +111,6 @@ func (f *flights) board(r *pb.CheckStreamRequest) {
 }
 
 func (f *flights) boardBatch(id uint64, in *pb.CheckBatchRequest) {
-	if err := f.api.Limits.fits(len(in.GetMessages()), "batch.messages"); err != nil {
-		f.refuse(id, err)
-		return
-	}
 	to := f.to(in.GetPolicy())
 	response := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(in.GetMessages()))}
 	for i, m := range in.GetMessages() {

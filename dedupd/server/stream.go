@@ -23,8 +23,12 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 	}
 	defer g.inFlight.give(streamCost)
 	q := newQueue(g.Limits)
-	defer q.close(errStopping) // receive may wait for room, also when it is an error or a panic that ends this
-	go receive(stream, q)
+	defer func() {
+		q.close(errStopping) // receive may wait for room, also when it is an error or a panic that ends this
+		left, _ := q.take()
+		g.inFlight.give(bytesOf(left))
+	}()
+	go g.receive(stream, q)
 	defer g.tokenEnds(stream.Context(), func() { q.close(errTokenEnded) })()
 	go func() {
 		select {
@@ -38,7 +42,7 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 	for {
 		batch, err := q.take()
 		if len(batch) > 0 {
-			if err := f.fly(batch, stream.Send); err != nil {
+			if err := g.answer(f, batch, stream); err != nil {
 				return err
 			}
 			continue
@@ -48,6 +52,12 @@ func (g *grpcAPI) CheckStream(stream grpc.BidiStreamingServer[pb.CheckStreamRequ
 		}
 		return endError(err)
 	}
+}
+
+// answer answers a batch, which holds memory until then.
+func (g *grpcAPI) answer(f *flights, batch []*streamRequest, stream grpc.BidiStreamingServer[pb.CheckStreamRequest, pb.CheckStreamResponse]) error {
+	defer g.inFlight.give(bytesOf(batch))
+	return f.fly(batch, stream.Send)
 }
 
 // endError is why a stream ends: what gRPC says, as of a caller that has left, or an error of ours.
@@ -64,14 +74,19 @@ var errStopping = &engine.Error{
 }
 
 // receive moves requests into the queue until the stream, or the queue, ends.
-func receive(stream grpc.BidiStreamingServer[pb.CheckStreamRequest, pb.CheckStreamResponse], q *queue) {
+func (g *grpcAPI) receive(stream grpc.ServerStream, q *queue) {
 	for {
-		request, err := stream.Recv()
-		if err != nil {
+		r := &streamRequest{}
+		if err := stream.RecvMsg(r); err != nil {
 			q.close(err)
 			return
 		}
-		if !q.put(request) {
+		if !g.inFlight.take(r.bytes) {
+			g.Metrics.refused.WithLabelValues("grpc").Inc()
+			r.refuse(errInFlight)
+		}
+		if !q.put(r) {
+			g.inFlight.give(r.bytes)
 			return
 		}
 	}
@@ -89,8 +104,8 @@ type queue struct {
 
 	mu       sync.Mutex
 	changed  sync.Cond // on mu
-	requests []*pb.CheckStreamRequest
-	taken    []*pb.CheckStreamRequest // the batch before, whose memory is used again
+	requests []*streamRequest
+	taken    []*streamRequest // the batch before, whose memory is used again
 	messages int
 	bytes    int64
 	end      error // why nothing more comes
@@ -103,55 +118,25 @@ func newQueue(limits Limits) *queue {
 }
 
 // put waits for room. It says false when the queue is closed.
-func (q *queue) put(r *pb.CheckStreamRequest) bool {
-	messages, size := sizeInQueue(r)
+func (q *queue) put(r *streamRequest) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.end == nil && len(q.requests) > 0 && (q.messages+messages > q.maxMessages || q.bytes >= q.maxBytes) {
+	for q.end == nil && len(q.requests) > 0 && (q.messages+r.messages > q.maxMessages || q.bytes >= q.maxBytes) {
 		q.changed.Wait()
 	}
 	if q.end != nil {
 		return false
 	}
 	q.requests = append(q.requests, r)
-	q.messages += messages
-	q.bytes += size
+	q.messages += r.messages
+	q.bytes += r.bytes
 	q.changed.Broadcast()
 	return true
 }
 
-// sizeInQueue is how many messages a request has, and about what it holds in memory: its
-// texts, and 256 bytes for each message beside them.
-func sizeInQueue(r *pb.CheckStreamRequest) (messages int, bytes int64) {
-	switch in := r.GetRequest().(type) {
-	case *pb.CheckStreamRequest_Check:
-		n := len(in.Check.GetPolicy()) + len(in.Check.GetConsumer()) + len(in.Check.GetAttempt())
-		return 1, int64(n) + sizeOfMessage(in.Check.GetMessage())
-	case *pb.CheckStreamRequest_Batch:
-		bytes = 256 + int64(len(in.Batch.GetPolicy())+len(in.Batch.GetConsumer()))
-		for _, m := range in.Batch.GetMessages() {
-			bytes += int64(len(m.GetAttempt())) + sizeOfMessage(m.GetMessage())
-		}
-		return max(len(in.Batch.GetMessages()), 1), bytes
-	case *pb.CheckStreamRequest_Settle:
-		n := len(in.Settle.GetPolicy()) + len(in.Settle.GetSettle().GetKey()) + len(in.Settle.GetSettle().GetToken())
-		return 1, 256 + int64(n)
-	default:
-		return 1, 256
-	}
-}
-
-func sizeOfMessage(m *pb.Message) int64 {
-	n := 256 + len(m.GetBody())
-	for name, value := range m.GetHeaders() {
-		n += 64 + len(name) + len(value)
-	}
-	return int64(n)
-}
-
 // take waits for requests and returns all of them, or none and why no more will come. What it
 // returns is good until the next call.
-func (q *queue) take() ([]*pb.CheckStreamRequest, error) {
+func (q *queue) take() ([]*streamRequest, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.end == nil && len(q.requests) == 0 {

@@ -2,15 +2,19 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
@@ -22,9 +26,21 @@ type eager struct {
 	send func() error
 }
 
-func (s *eager) Context() context.Context              { return s.ctx }
-func (s *eager) Send(*pb.CheckStreamResponse) error    { return s.send() }
-func (s *eager) Recv() (*pb.CheckStreamRequest, error) { return checkOf("guarded", "1"), nil }
+func (s *eager) Context() context.Context { return s.ctx }
+
+func (s *eager) Send(*pb.CheckStreamResponse) error { return s.send() }
+
+func (s *eager) Recv() (*pb.CheckStreamRequest, error) {
+	return nil, errors.New("dedupd receives requests of its own")
+}
+
+func (s *eager) RecvMsg(m any) error {
+	data, err := proto.Marshal(checkOf("guarded", "1"))
+	if err != nil {
+		return err
+	}
+	return newCodec(Limits{MaxBatch: 1}).Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, m)
+}
 
 // checkOf is a check, alone in its request.
 func checkOf(policy, id string) *pb.CheckStreamRequest {
@@ -54,7 +70,10 @@ func TestAStreamThatIsEndedLeavesNothingBehind(t *testing.T) {
 			if status.Code(err) != test.code {
 				t.Errorf("%v, want %s", err, test.code)
 			}
-			eventually(t, "nobody receives", func() bool { return !strings.Contains(goroutines(), "server.receive(") })
+			eventually(t, "nobody receives", func() bool { return !strings.Contains(goroutines(), ").receive(") })
+			if n := f.inFlight.held.Load(); n != 0 {
+				t.Errorf("%d bytes held by nobody", n)
+			}
 		})
 	}
 }
@@ -95,6 +114,81 @@ func TestAStreamIsCountedByWhatEndedIt(t *testing.T) {
 	if text := f.do("GET", "/metrics", "").text; strings.Contains(text, `code="Internal",protocol="grpc"`) {
 		t.Error("a stream is counted as one that a bug has ended")
 	}
+}
+
+// A request of the largest size may have a batch of eight million messages of nothing.
+func TestABatchOfTooManyOnAStreamIsNotDecoded(t *testing.T) {
+	data, err := proto.Marshal(&pb.CheckStreamRequest{Id: 7, Request: &pb.CheckStreamRequest_Batch{
+		Batch: &pb.CheckBatchRequest{Policy: "ids", Messages: make([]*pb.BatchMessage, 100_000)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &streamRequest{}
+	if err := newCodec(Limits{MaxBatch: 10}).Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, r); err != nil {
+		t.Fatal(err)
+	}
+	if says := "batch.messages: 100000, at most 10"; r.GetId() != 7 || r.refused == nil || !strings.Contains(r.refused.Error(), says) {
+		t.Errorf("request %d: %v, want 7: %q", r.GetId(), r.refused, says)
+	}
+	if r.GetRequest() != nil {
+		t.Error("it was decoded")
+	}
+}
+
+// While a request of one stream holds the memory there is, that of another is refused, and its stream goes on.
+func TestWhatStreamsHoldIsBounded(t *testing.T) {
+	gate := &gatedStore{entered: make(chan int, 10), pass: make(chan struct{})}
+	f := start(t, func(o *options) {
+		o.limits.MaxBody, o.limits.MaxBatchBytes, o.limits.MaxInFlight = 10_000, 10_000, 2*streamCost+15_000
+		o.open = gate.open
+	})
+	pass := sync.OnceFunc(func() { close(gate.pass) })
+	t.Cleanup(pass)
+	ctx, leave := context.WithCancel(ctx(t))
+	defer leave()
+	open := func() pb.DedupService_CheckStreamClient {
+		t.Helper()
+		stream, err := f.rpc.CheckStream(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	ask := func(stream pb.DedupService_CheckStreamClient, id string) {
+		t.Helper()
+		r := checkOf("ids", id)
+		r.GetCheck().Message.Body = make([]byte, 10_000)
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := func(stream pb.DedupService_CheckStreamClient) string {
+		t.Helper()
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetError().GetCode() + strings.TrimPrefix(r.GetAnswer().GetDecision().String(), "DECISION_UNSPECIFIED")
+	}
+	first, second := open(), open()
+	ask(first, "1")
+	<-gate.entered
+	ask(second, "2")
+	if got := answer(second); got != "OVERLOADED" {
+		t.Errorf("while the first waits: %s", got)
+	}
+	pass()
+	if got := answer(first); got != "DECISION_FRESH" {
+		t.Errorf("the first: %s", got)
+	}
+	eventually(t, "what was answered holds nothing", func() bool { return f.inFlight.held.Load() == 2*streamCost })
+	ask(second, "2")
+	if got := answer(second); got != "DECISION_FRESH" {
+		t.Errorf("when the first is answered: %s", got)
+	}
+	leave()
+	eventually(t, "nobody holds anything", func() bool { return f.inFlight.held.Load() == 0 })
 }
 
 // goroutines are the stacks of all.
