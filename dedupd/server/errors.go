@@ -55,8 +55,11 @@ func asError(err error) *engine.Error {
 			return e
 		}
 	}
-	return &engine.Error{Code: CodeInternal, Message: "an internal error; the log of dedupd has more"}
+	return errInternal
 }
+
+// errInternal is what a caller is told of a bug.
+var errInternal = &engine.Error{Code: CodeInternal, Message: "an internal error; the log of dedupd has more"}
 
 // problem is an RFC 9457 problem. Its type is about:blank, so its title is the status' own;
 // code is what programs tell problems apart by.

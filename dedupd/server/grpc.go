@@ -178,7 +178,7 @@ func (s *Service) guardUnary(
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.panicked(cause)
-			resp, err = nil, grpcError(errPanic)
+			resp, err = nil, grpcError(errInternal)
 		}
 		s.Metrics.request("grpc", path.Base(info.FullMethod), status.Code(err).String(), s.Now().Sub(start))
 	}()
@@ -198,7 +198,7 @@ func (s *Service) guardStream(srv any, stream grpc.ServerStream, info *grpc.Stre
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.panicked(cause)
-			err = grpcError(errPanic)
+			err = grpcError(errInternal)
 		}
 		s.Metrics.request("grpc", path.Base(info.FullMethod), status.Code(err).String(), s.Now().Sub(start))
 	}()

@@ -24,7 +24,7 @@ func (s *Service) guard(next http.Handler) http.Handler {
 				s.panicked(cause)
 			}
 			if cause != nil && rec.status == 0 {
-				writeProblem(rec, errPanic)
+				writeProblem(rec, errInternal)
 				cause = nil
 			}
 			s.Metrics.request("http", route(r), strconv.Itoa(rec.code()), s.Now().Sub(start))
@@ -36,8 +36,6 @@ func (s *Service) guard(next http.Handler) http.Handler {
 		next.ServeHTTP(rec, r)
 	})
 }
-
-var errPanic = &engine.Error{Code: CodeInternal, Message: "an internal error; the log of dedupd has more"}
 
 func (s *Service) panicked(cause any) {
 	s.Metrics.panics.Inc()

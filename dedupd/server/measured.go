@@ -34,6 +34,9 @@ func (m *Metrics) Measure(s store.Store, policy string, log *slog.Logger) store.
 
 // Apply implements store.Store.
 func (s *measured) Apply(ctx context.Context, ops []store.Op, results []store.Result) {
+	if len(ops) == 0 {
+		return
+	}
 	start := s.now()
 	s.Store.Apply(ctx, ops, results)
 	took := s.now().Sub(start)

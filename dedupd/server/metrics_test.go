@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -106,6 +107,26 @@ func TestClaimsInFlight(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		want(0)
 	})
+}
+
+// A check of nothing is none of the store's calls.
+func TestACallOfNoOperationsIsNotMeasured(t *testing.T) {
+	s := &stores{}
+	inner, err := s.open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := NewMetrics("test", time.Now)
+	m.Measure(inner, "ids", slog.New(slog.DiscardHandler)).Apply(t.Context(), nil, nil)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "dedupd_store_duration_seconds" {
+			t.Errorf("%v", family)
+		}
+	}
 }
 
 // panicking is a store with a bug.

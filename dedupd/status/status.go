@@ -31,7 +31,7 @@ type Policy struct {
 
 // Store is the state of a policy's store, as of the last time it was asked.
 type Store struct {
-	// Kind is Redis or Memory.
+	// Kind is Redis, Postgres or Memory.
 	Kind string `json:"kind"`
 
 	// Reachable says whether the store answered; Error why it did not, NotAsked while it was
