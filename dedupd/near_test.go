@@ -17,7 +17,7 @@ func TestANearCacheIsLoadedInPlace(t *testing.T) {
 	redis := redistest.Start(t)
 	manifest := strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", redis.Addr), 1)
 	file := policyFile(t, manifest)
-	s := startServe(t, "-f", file, "--store-timeout", "300ms")
+	s := startServe(t, "-f", file, "--store-timeout", "2s")
 	client := &http.Client{Timeout: 30 * time.Second}
 	want := func(id, decision string) {
 		t.Helper()

@@ -27,7 +27,7 @@ func TestAStalledStoreCostsNeitherMemoryNorAnswers(t *testing.T) {
 			redis := redistest.Start(t)
 			manifest := strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", redis.Addr), 1) +
 				"  onStoreFailure: " + failure + "\n"
-			s := startServe(t, "-f", policyFile(t, manifest), "--store-timeout", "300ms", "--max-batch", "20", "--max-pending", "20",
+			s := startServe(t, "-f", policyFile(t, manifest), "--store-timeout", "2s", "--max-batch", "20", "--max-pending", "20",
 				"--max-body", "256KiB", "--max-batch-bytes", "256KiB", "--max-in-flight", "1MiB")
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 400}, Timeout: 30 * time.Second}
 			t.Cleanup(client.CloseIdleConnections)
@@ -65,7 +65,7 @@ func TestAStalledStoreCostsNeitherMemoryNorAnswers(t *testing.T) {
 				})
 			}
 			peak, pending, held := 0.0, 0.0, 0.0
-			for begun := time.Now(); time.Since(begun) < 3*time.Second; time.Sleep(50 * time.Millisecond) {
+			for begun := time.Now(); time.Since(begun) < 6*time.Second; time.Sleep(50 * time.Millisecond) {
 				peak = max(peak, s.metric(t, client, "process_resident_memory_bytes"))
 				pending = max(pending, s.metric(t, client, `dedupd_store_pending_operations{policy="orders"}`))
 				held = max(held, s.metric(t, client, "dedupd_requests_in_flight_bytes"))

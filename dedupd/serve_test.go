@@ -168,7 +168,7 @@ func (s *served) wait(t *testing.T) *os.ProcessState {
 func TestServeLosesNoAnswerAtSIGTERM(t *testing.T) {
 	redis := redistest.Start(t)
 	manifest := strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", redis.Addr), 1)
-	s := startServe(t, "-f", policyFile(t, manifest), "--drain-delay", "100ms")
+	s := startServe(t, "-f", policyFile(t, manifest), "--drain-delay", "100ms", "--store-timeout", "10s")
 	var answered atomic.Int64
 	var mu sync.Mutex
 	var unanswered []string

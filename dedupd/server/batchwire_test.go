@@ -323,7 +323,7 @@ func TestABatchTravelsWithoutAllocationsOfItsMessages(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var failed error
-			allocs := testing.AllocsPerRun(20, func() {
+			allocs := testing.AllocsPerRun(1000, func() {
 				if err := run(); err != nil {
 					failed = err
 				}

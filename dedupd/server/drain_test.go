@@ -109,7 +109,7 @@ func (f *fixture) checkHTTP(client *http.Client, id string) error {
 func TestStoppingSaysSoAndGoesOnForAWhile(t *testing.T) {
 	f := start(t, func(o *options) {
 		o.manifests = ids("1h", 1000)
-		o.timing.DrainDelay = 300 * time.Millisecond
+		o.timing.DrainDelay = 4 * time.Second // for four requests
 	})
 	f.cancel()
 	eventually(t, "not ready", func() bool { return f.do("GET", "/readyz", "").status == 503 })

@@ -138,7 +138,7 @@ func start(tb testing.TB, modify ...func(*options)) *fixture {
 			return metrics.Measure(s, p.Name, log), nil
 		},
 		func(p *policy.Policy, s store.Store) *engine.Engine {
-			return engine.New(p, s, engine.Options{Now: time.Now, Observe: metrics.Observer(p.Name)})
+			return engine.New(p, s, engine.Options{Timeout: untimed, Now: time.Now, Observe: metrics.Observer(p.Name)})
 		},
 	)
 	f.Service = NewService(Options{

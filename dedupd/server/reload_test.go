@@ -81,8 +81,10 @@ func TestReload(t *testing.T) {
 		if r := f.do("GET", "/readyz", ""); r.status != 200 {
 			t.Errorf("readyz %d", r.status)
 		}
+		logged := func() int { return strings.Count(f.logs.String(), "the configuration file cannot be used") }
+		eventually(t, "it is logged", func() bool { return logged() > 0 })
 		time.Sleep(50 * time.Millisecond) // five looks at the file; that nothing happens has no other sign
-		if n := strings.Count(f.logs.String(), "the configuration file cannot be used"); n != 1 {
+		if n := logged(); n != 1 {
 			t.Errorf("logged %d times, want once", n)
 		}
 		metrics := f.do("GET", "/metrics", "").text
@@ -244,9 +246,10 @@ func TestAPolicyRunsAsBeforeUntilTheSecretIsThereThatItNames(t *testing.T) {
 	if got := f.decision("a"); got != "DUPLICATE" {
 		t.Errorf("%s, want what is remembered in the store of before", got)
 	}
-	if !strings.Contains(f.do("GET", "/metrics", "").text, "dedupd_config_reload_success 0") {
-		t.Error("no metric says that another configuration runs")
+	says := func(line string) func() bool {
+		return func() bool { return strings.Contains(f.do("GET", "/metrics", "").text, line) }
 	}
+	eventually(t, "a metric says that another configuration runs", says("dedupd_config_reload_success 0"))
 	time.Sleep(50 * time.Millisecond) // five looks at the file; that nothing happens has no other sign
 	if n := strings.Count(f.logs.String(), "a Secret that this pod has not"); n != 1 {
 		t.Errorf("logged %d times, want once", n)
@@ -256,9 +259,7 @@ func TestAPolicyRunsAsBeforeUntilTheSecretIsThereThatItNames(t *testing.T) {
 	if got := f.decision("a"); got != "FRESH" {
 		t.Errorf("%s, want an answer of the new store", got)
 	}
-	if !strings.Contains(f.do("GET", "/metrics", "").text, "dedupd_config_reload_success 1") {
-		t.Error("no metric says that it runs")
-	}
+	eventually(t, "a metric says that it runs", says("dedupd_config_reload_success 1"))
 }
 
 // A ConfigMap is mounted as links into a folder that a link exchanges.

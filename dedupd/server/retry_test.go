@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,12 +19,15 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
 )
 
+// untimed is a store's timeout where nothing has to time out.
+const untimed = 10 * time.Second
+
 // overRedis has a fixture's policies remember in the Redis at addr.
-func overRedis(addr string) func(*options) {
+func overRedis(addr string, timeout time.Duration) func(*options) {
 	return func(o *options) {
 		o.manifests = strings.ReplaceAll(o.manifests, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", addr))
 		o.open = func(p *policy.Policy) (store.Store, error) {
-			return redis.New(redis.Options{Spec: *p.StoreSpec.Redis, Timeout: 500 * time.Millisecond, Now: time.Now})
+			return redis.New(redis.Options{Spec: *p.StoreSpec.Redis, Timeout: timeout, Now: time.Now})
 		}
 	}
 }
@@ -32,7 +36,7 @@ func overRedis(addr string) func(*options) {
 func everyStore(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Helper()
 	t.Run("memory", func(t *testing.T) { test(t, start(t)) })
-	t.Run("redis", func(t *testing.T) { test(t, start(t, overRedis(redistest.Start(t).Addr))) })
+	t.Run("redis", func(t *testing.T) { test(t, start(t, overRedis(redistest.Start(t).Addr, untimed))) })
 }
 
 // deaf stands before a server. It passes requests on, and breaks the connection when the
@@ -142,7 +146,7 @@ func TestARetryOfTheCallerIsRecognised(t *testing.T) {
 // Redis' reply gets lost on its way to dedupd: nobody outside learns of it.
 func TestALostReplyOfRedisIsNoDuplicate(t *testing.T) {
 	proxy := redistest.StartProxy(t, redistest.Start(t).Addr)
-	f := start(t, overRedis(proxy.Addr))
+	f := start(t, overRedis(proxy.Addr, untimed))
 	stream, err := f.rpc.CheckStream(ctx(t))
 	if err != nil {
 		t.Fatal(err)
@@ -211,40 +215,36 @@ func TestBadRedis(t *testing.T) {
 		}
 	}
 	for name, test := range map[string]struct {
-		addr func(t *testing.T) string
-		says string
+		addr    func(t *testing.T) string
+		says    string
+		timeout time.Duration // zero: untimed
 	}{
-		"a name that does not resolve": {func(*testing.T) string { return "redis.invalid:6379" }, "redis.invalid:6379"},
-		"nothing listens": {func(t *testing.T) string {
-			t.Helper()
-			l := listen(t)
-			defer func() { _ = l.Close() }()
-			return l.Addr().String()
-		}, "connection refused"},
+		"a name that does not resolve": {func(*testing.T) string { return "redis.invalid:6379" }, "redis.invalid:6379", 0},
+		"nothing listens":              {func(*testing.T) string { return "127.0.0.1:1" }, "connection refused", 0},
 		"an answer that takes long": {func(t *testing.T) string {
 			t.Helper()
 			slow := redistest.Start(t)
 			slow.Pause()
 			t.Cleanup(slow.Resume)
 			return slow.Addr
-		}, "500ms"},
-		"out of memory":  {broken("-OOM command not allowed when used memory > 'maxmemory'.\r\n"), "maxmemory"},
-		"a replica":      {broken("-READONLY You can't write against a read only replica.\r\n"), "replica"},
-		"not loaded yet": {broken("-LOADING Redis is loading the dataset in memory\r\n"), "loading"},
+		}, "500ms", 500 * time.Millisecond},
+		"out of memory":  {broken("-OOM command not allowed when used memory > 'maxmemory'.\r\n"), "maxmemory", 0},
+		"a replica":      {broken("-READONLY You can't write against a read only replica.\r\n"), "replica", 0},
+		"not loaded yet": {broken("-LOADING Redis is loading the dataset in memory\r\n"), "loading", 0},
 		"wants a password": {func(t *testing.T) string {
 			t.Helper()
 			return redistest.Start(t, "--requirepass", "secret").Addr
-		}, "credentialsSecretRef"},
+		}, "credentialsSecretRef", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr := test.addr(t)
 			for policy, want := range map[string]string{"FailClosed": "UNAVAILABLE", "FailOpen": "UNCHECKED"} {
 				f := start(t, func(o *options) {
 					o.manifests = strings.Replace(ids("1h", 1), "memory: {maxEntries: 1}", "memory: {}", 1) + "  onStoreFailure: " + policy + "\n"
-				}, overRedis(addr))
+				}, overRedis(addr, cmp.Or(test.timeout, untimed)))
 				begin := time.Now()
 				r := f.do("POST", "/v1/policies/ids/check", "", "Message-Id: 1")
-				if took := time.Since(begin); took > 3*time.Second {
+				if took := time.Since(begin); took > untimed+5*time.Second {
 					t.Errorf("%s: answered after %s", policy, took)
 				}
 				if got := r.field("code") + r.field("decision"); got != want || !strings.Contains(r.text, test.says) || !strings.Contains(r.text, "store.redis.") {
