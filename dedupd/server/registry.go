@@ -105,7 +105,7 @@ func (r *Registry) run(p *policy.Policy, old *running) (*running, bool, error) {
 	opened := &openStore{Store: s, hash: p.StoreHash}
 	opened.refs.Store(1)
 	opened.health.Store(&status.Store{
-		Kind: storeKind(p), Error: status.NotAsked, Safety: string(store.SafetyUnknown), Reason: status.NotAsked,
+		Kind: p.StoreSpec.Kind(), Error: status.NotAsked, Safety: string(store.SafetyUnknown), Reason: status.NotAsked,
 	})
 	return &running{engine: r.newEngine(p, s), store: opened}, true, nil
 }
@@ -189,17 +189,6 @@ func (r *Registry) Status() []status.Policy {
 		})
 	}
 	return policies
-}
-
-func storeKind(p *policy.Policy) string {
-	switch {
-	case p.StoreSpec.Redis != nil:
-		return "Redis"
-	case p.StoreSpec.Postgres != nil:
-		return "Postgres"
-	default:
-		return "Memory"
-	}
 }
 
 // retain takes a reference, unless the last one is gone.

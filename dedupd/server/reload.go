@@ -172,7 +172,7 @@ func (s *Service) announce(p *policy.Policy) {
 	if len(p.UnknownFields) > 0 {
 		log.Warn("the policy has fields that this version of dedupd does not know", "fields", strings.Join(p.UnknownFields, ", "))
 	}
-	log.Info("the policy runs", "mode", string(p.Mode), "ttl", p.TTL.String(), "store", storeKind(p))
+	log.Info("the policy runs", "mode", string(p.Mode), "ttl", p.TTL.String(), "store", p.StoreSpec.Kind())
 }
 
 // fingerprint is a hash of the file, or of every file of the directory that has no dot in
