@@ -27,7 +27,8 @@ func TestAStalledStoreCostsNeitherMemoryNorAnswers(t *testing.T) {
 			redis := redistest.Start(t)
 			manifest := strings.Replace(headerPolicy, "memory: {}", fmt.Sprintf("redis: {addresses: [%q]}", redis.Addr), 1) +
 				"  onStoreFailure: " + failure + "\n"
-			s := startServe(t, "-f", policyFile(t, manifest), "--store-timeout", "2s", "--max-batch", "20", "--max-pending", "20",
+			// A connection that was opened ahead of need is to be there when a request is sent on it.
+			s := startServe(t, "-f", policyFile(t, manifest), "--store-timeout", "2s", "--header-timeout", "1m", "--max-batch", "20", "--max-pending", "20",
 				"--max-body", "256KiB", "--max-batch-bytes", "256KiB", "--max-in-flight", "1MiB")
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 400}, Timeout: 30 * time.Second}
 			t.Cleanup(client.CloseIdleConnections)
