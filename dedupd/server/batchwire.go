@@ -75,7 +75,7 @@ var (
 // next reads the field that begins at from, and returns where the next one does.
 func (w *wireBatch) next(from, to int) (field, int, error) {
 	number, kind, n := protowire.ConsumeTag(w.data[from:to])
-	if n < 0 {
+	if n < 0 || number > protowire.MaxValidNumber {
 		return field{}, 0, errWire
 	}
 	from += n

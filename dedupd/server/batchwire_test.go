@@ -48,6 +48,7 @@ func FuzzBatchWire(f *testing.F) {
 		f.Add(append(data, 0x0a, 2, 0xff, 0xfe), false)   // no UTF-8
 		f.Add(append(data, 0x1a, 4, 0x0a, 2, 8, 1), true) // a varint in the place of bytes
 	}
+	f.Add([]byte("\x80\xc7\xed\xed\x30\xed\xed\x30"), true) // a field of a number that no field has
 	f.Fuzz(func(t *testing.T, data []byte, settles bool) {
 		if settles {
 			got, want := settledByHand(data), settledByProtobuf(data)
