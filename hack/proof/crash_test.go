@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -153,6 +154,23 @@ func TestDedupdIsKilledUnderLoad(t *testing.T) {
 	q.mustHold(t, nil)
 }
 
+// putToSleep stops a child. One of its threads takes the signal, and on a busy machine the others go on until
+// that one has its turn: so it returns when all of them have stopped.
+func putToSleep(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	var status syscall.WaitStatus
+	_, err := syscall.Wait4(pid, &status, syscall.WUNTRACED, nil)
+	for errors.Is(err, syscall.EINTR) {
+		_, err = syscall.Wait4(pid, &status, syscall.WUNTRACED, nil)
+	}
+	if err == nil && !status.Stopped() {
+		err = fmt.Errorf("the child has not stopped: status %#x", status)
+	}
+	return err
+}
+
 // A consumer sleeps through its lease, between its claim and its effect. Another takes over,
 // with a higher fence. When the sleeper wakes, its effect bears the lower fence, by which a sink
 // can tell, and its completion is refused.
@@ -165,7 +183,7 @@ func TestAConsumerSleepsThroughItsLease(t *testing.T) {
 	q.reached = func(w *worker, p point) bool {
 		if p == checked && w.process != nil && len(holder) == 0 {
 			holder <- w
-			if err := w.process.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			if err := putToSleep(w.process.cmd.Process.Pid); err != nil {
 				t.Error(err)
 			}
 			close(asleep)
