@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/controllers"
+	"github.com/dedupd/dedup-operator/dedupd/cgroup"
 	"github.com/dedupd/dedup-operator/webhook"
 	"github.com/dedupd/dedup-operator/webhook/certs"
 )
@@ -72,6 +74,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, logTo i
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
 	slog.SetDefault(slog.New(handler)) // for net/http, which logs to the standard logger
+	if limit, ok := cgroup.Memory(); ok && getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(limit / 10 * 9) // what the caches hold would else double before it is collected
+	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("finding the API server (in a pod, or by KUBECONFIG): %w", err)

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"os"
 	"runtime/debug"
-	"strconv"
-	"strings"
+
+	"github.com/dedupd/dedup-operator/dedupd/cgroup"
 )
 
 // ballastSize is how much garbage there may at least be before it is collected. What lives in
@@ -22,17 +21,7 @@ func tuneGC(getenv func(string) string) {
 		return
 	}
 	ballast = make([]byte, ballastSize)
-	text, err := os.ReadFile("/sys/fs/cgroup/memory.max")
-	if err != nil {
-		return // no cgroup v2: nobody says what is too much
-	}
-	if limit, ok := containerMemory(string(text)); ok {
+	if limit, ok := cgroup.Memory(); ok {
 		debug.SetMemoryLimit(limit/10*9 + ballastSize)
 	}
-}
-
-// containerMemory reads the bytes that a cgroup may have; "max" is any number of them.
-func containerMemory(text string) (int64, bool) {
-	limit, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
-	return limit, err == nil && limit > 0
 }

@@ -29,11 +29,3 @@ func TestGarbageIsNotCollectedForEveryFewMessages(t *testing.T) {
 
 // garbage keeps the compiler from doing without it.
 var garbage []byte
-
-func TestContainerMemory(t *testing.T) {
-	for text, want := range map[string]int64{"268435456\n": 256 << 20, "max\n": 0, "": 0, "0\n": 0} {
-		if got, ok := containerMemory(text); ok != (want > 0) || ok && got != want {
-			t.Errorf("%q: %d, %v; want %d", text, got, ok, want)
-		}
-	}
-}

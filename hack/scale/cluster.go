@@ -47,6 +47,9 @@ const operatorAgent = "dedup-operator/"
 
 const namespaces = 20
 
+// containerMiB is the memory limit of config/manager.
+const containerMiB = 256
+
 func startCluster(ctx context.Context) (*cluster, error) {
 	c := &cluster{}
 	var err error
@@ -137,7 +140,8 @@ func (c *cluster) startManager(ctx context.Context) error {
 	}
 	c.manager = exec.Command(binary, "--dedupd-image=dedup-operator:scale", "--webhook-port="+port,
 		"--metrics-bind-address=0", "--health-probe-bind-address="+c.probes)
-	c.manager.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "POD_NAMESPACE=dedup-system")
+	// No container tells the process what it may have.
+	c.manager.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "POD_NAMESPACE=dedup-system", fmt.Sprintf("GOMEMLIMIT=%dMiB", containerMiB*9/10))
 	c.manager.Stdout, c.manager.Stderr = log, log
 	if err := c.manager.Start(); err != nil {
 		return err
@@ -279,19 +283,24 @@ func (c *cluster) writes() (written, error) {
 	}
 }
 
-// residentMiB is the operator's memory, as its limit counts it.
-func (c *cluster) residentMiB() (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.manager.Process.Pid))
+// residentMiB is the operator's memory, as its container's limit counts it; peakMiB is the most that
+// it has been.
+func (c *cluster) residentMiB() (float64, error) { return c.statusMiB("VmRSS:") }
+func (c *cluster) peakMiB() (float64, error)     { return c.statusMiB("VmHWM:") }
+
+func (c *cluster) statusMiB(field string) (float64, error) {
+	path := fmt.Sprintf("/proc/%d/status", c.manager.Process.Pid)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); fields[0] == "VmRSS:" {
+		if fields := strings.Fields(line); fields[0] == field {
 			kib, err := strconv.ParseFloat(fields[1], 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", c.manager.Process.Pid)
+	return 0, fmt.Errorf("%s has no %s", path, field)
 }
 
 // cpuSeconds is what the operator has computed so far. Unlike the time that passes, it does not
@@ -307,15 +316,6 @@ func (c *cluster) cpuSeconds() (float64, error) {
 	system, systemErr := strconv.ParseFloat(fields[12], 64)
 	const ticks = 100 // a second, on Linux
 	return (user + system) / ticks, errors.Join(userErr, systemErr)
-}
-
-func (c *cluster) memory(r *report, name string, limit float64) error {
-	mib, err := c.residentMiB()
-	if err != nil {
-		return err
-	}
-	r.add(name, mib, "MiB", limit)
-	return nil
 }
 
 func freePort() (string, error) {

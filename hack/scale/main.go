@@ -52,7 +52,7 @@ func run(ctx context.Context, p plan) (err error) {
 		return errors.Join(err, c.stop())
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
-	var r report
+	r := report{policies: p.burst}
 	for _, step := range []func(context.Context, *cluster, plan, *report) error{burst, steady, injections, unrelated} {
 		if err := step(ctx, c, p, &r); err != nil {
 			return err
@@ -71,7 +71,7 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 		return err
 	}
 	// The limits are for a thousand.
-	name, share := fmt.Sprintf("burst of %d", p.burst), float64(p.burst)/1000
+	share := float64(p.burst) / 1000
 	started := time.Now()
 	if err := c.create(ctx, p.burst, func(int) <-chan time.Time { return nil }); err != nil {
 		return err
@@ -82,19 +82,19 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 		return err
 	}
 	took := time.Since(started)
-	fmt.Printf("%s: policies are created in %.4g s\n", name, created.Seconds()) // the API server's part, not the operator's
-	r.add(name+": all children are applied", took.Seconds(), "s", 60*share)
+	fmt.Printf("burst: %d policies are created in %.4g s\n", p.burst, created.Seconds()) // the API server's part, not the operator's
+	r.add("burst: all children are applied", took.Seconds(), "s", 60*share)
 	cpu, err := c.cpuSeconds()
 	if err != nil {
 		return err
 	}
-	r.add(name+": the operator has computed", cpu, "s", 0)
-	r.percentiles(name+": create -> children", latencies, 0)
+	r.add("burst: the operator has computed", cpu, "s", 0)
+	r.percentiles("burst: create -> children", latencies, 0)
 	ready, err := c.kubelet.awaitReady(ctx, c.made)
 	if err != nil {
 		return err
 	}
-	r.percentiles(name+": create -> Ready, with pods that start at once", ready, 0)
+	r.percentiles("burst: create -> Ready, with pods that start at once", ready, 0)
 	objects, err := c.children(ctx)
 	if err != nil {
 		return err
@@ -109,7 +109,11 @@ func burst(ctx context.Context, c *cluster, p plan, r *report) error {
 	}
 	r.add("writes per policy, events aside", float64(after.objects-before.objects)/float64(p.burst), "", 8)
 	r.add("events per policy", float64(after.events-before.events)/float64(p.burst), "", 0)
-	return c.memory(r, fmt.Sprintf("memory at %d policies", p.burst), 100*share)
+	resident, residentErr := c.residentMiB()
+	peak, peakErr := c.peakMiB()
+	r.add("memory with the policies", resident, "MiB", 100*share)
+	r.add("memory until then, at most", peak, "MiB", containerMiB)
+	return errors.Join(residentErr, peakErr)
 }
 
 // steady creates policies at a rate, in the operator's company of those of before.

@@ -4,16 +4,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
 )
 
-// thresholds is the file of what was measured before, plus a fifth.
+// thresholds is the file of what was measured before, plus a fifth, by the number of policies.
 const thresholds = "hack/scale/thresholds.json"
 
-// report is what was measured.
-type report struct{ figures []figure }
+// report is what was measured with that many policies.
+type report struct {
+	policies int
+	figures  []figure
+}
 
 type figure struct {
 	name  string
@@ -42,12 +46,19 @@ func (r *report) percentiles(name string, durations []time.Duration, limit float
 // record writes what was measured, plus a fifth, as the thresholds of the runs to come. What is far
 // below its limit has none: there a fifth is noise.
 func (r *report) record() error {
-	recorded := map[string]float64{}
+	recorded, err := readThresholds()
+	if errors.Is(err, fs.ErrNotExist) {
+		recorded = map[int]map[string]float64{}
+	} else if err != nil {
+		return err
+	}
+	mine := map[string]float64{}
 	for _, f := range r.figures {
 		if f.limit == 0 || f.value > f.limit/10 {
-			recorded[f.name] = f.value * 1.2
+			mine[f.name] = f.value * 1.2
 		}
 	}
+	recorded[r.policies] = mine
 	data, err := json.MarshalIndent(recorded, "", "  ")
 	if err != nil {
 		return err
@@ -57,22 +68,34 @@ func (r *report) record() error {
 
 // check compares what was measured with the limits and the thresholds.
 func (r *report) check() error {
-	data, err := os.ReadFile(thresholds)
+	recorded, err := readThresholds()
 	if err != nil {
 		return fmt.Errorf("%w; record them with --record, from the repository's root", err)
 	}
-	var recorded map[string]float64
-	if err := json.Unmarshal(data, &recorded); err != nil {
-		return fmt.Errorf("%s: %w", thresholds, err)
+	mine, ok := recorded[r.policies]
+	if !ok {
+		fmt.Printf("no thresholds are recorded for %d policies: the limits alone count\n", r.policies)
 	}
 	var errs []error
 	for _, f := range r.figures {
 		if f.limit > 0 && f.value > f.limit {
-			errs = append(errs, fmt.Errorf("%s: %.2f %s, at most %.2f are right", f.name, f.value, f.unit, f.limit))
+			errs = append(errs, fmt.Errorf("%s: %.4g %s, at most %.4g are right", f.name, f.value, f.unit, f.limit))
 		}
-		if was, ok := recorded[f.name]; ok && was > 0 && f.value > was {
-			errs = append(errs, fmt.Errorf("%s: %.2f %s, and %.2f is the recorded threshold", f.name, f.value, f.unit, was))
+		if was, ok := mine[f.name]; ok && was > 0 && f.value > was {
+			errs = append(errs, fmt.Errorf("%s: %.4g %s, and %.4g is the recorded threshold", f.name, f.value, f.unit, was))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func readThresholds() (map[int]map[string]float64, error) {
+	data, err := os.ReadFile(thresholds)
+	if err != nil {
+		return nil, err
+	}
+	var recorded map[int]map[string]float64
+	if err := json.Unmarshal(data, &recorded); err != nil {
+		return nil, fmt.Errorf("%s: %w", thresholds, err)
+	}
+	return recorded, nil
 }
