@@ -1,39 +1,25 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 )
@@ -91,108 +77,6 @@ func TestSettings(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestManifests(t *testing.T) {
-	rendered := render(t, "config/default")
-	if bytes.Contains(rendered, []byte("caBundle")) {
-		t.Error("a caBundle is rendered: a deployment tool would fight the operator over it")
-	}
-	m := parse(t, rendered)
-	if len(m.webhook.Webhooks) != 1 {
-		t.Fatalf("%d webhooks", len(m.webhook.Webhooks))
-	}
-
-	t.Run("no ClusterRole reads Secrets, or can grant itself more", func(t *testing.T) {
-		for _, folder := range []string{"config/default", "config/cert-manager", "config/namespaced"} {
-			roles := parse(t, render(t, folder)).clusterRoles
-			if len(roles) == 0 {
-				t.Errorf("%s: there is none", folder)
-			}
-			for _, role := range roles {
-				for _, rule := range role.Rules {
-					for _, forbidden := range []string{"*", "secrets", "escalate", "bind", "impersonate"} {
-						if slices.Contains(slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs), forbidden) {
-							t.Errorf("%s: %s has %q in %v", folder, role.Name, forbidden, rule)
-						}
-					}
-				}
-			}
-		}
-	})
-	t.Run("in its own namespace the operator reads one Secret", func(t *testing.T) {
-		for _, role := range m.roles {
-			for _, rule := range role.Rules {
-				create := slices.Equal(rule.Verbs, []string{"create"})
-				if slices.Contains(rule.Resources, "secrets") && !create && !slices.Equal(rule.ResourceNames, []string{certificateSecret}) {
-					t.Errorf("%s allows %v", role.Name, rule)
-				}
-				if slices.Contains(rule.Resources, "leases") && !create && !slices.Equal(rule.ResourceNames, []string{leaseName}) {
-					t.Errorf("%s allows %v", role.Name, rule)
-				}
-			}
-			if role.Namespace != "dedup-system" {
-				t.Errorf("Role %s is in namespace %s", role.Name, role.Namespace)
-			}
-		}
-	})
-	t.Run("the webhook is as the operator expects it", func(t *testing.T) {
-		if m.webhook.Name != webhookName {
-			t.Errorf("its name is %s, want %s", m.webhook.Name, webhookName)
-		}
-		w := m.webhook.Webhooks[0]
-		if *w.FailurePolicy != admissionv1.Fail || *w.SideEffects != admissionv1.SideEffectClassNone || *w.ReinvocationPolicy != admissionv1.IfNeededReinvocationPolicy {
-			t.Errorf("policies %v %v %v", *w.FailurePolicy, *w.SideEffects, *w.ReinvocationPolicy)
-		}
-		if w.ObjectSelector.MatchExpressions[0].Key != v1alpha1.LabelPolicy {
-			t.Errorf("it selects by %s", w.ObjectSelector)
-		}
-		if !slices.Contains(w.NamespaceSelector.MatchExpressions[0].Values, m.deployment.Namespace) {
-			t.Errorf("the operator's own namespace is not excluded: %s", w.NamespaceSelector)
-		}
-	})
-	t.Run("every image is the placeholder that build-installer replaces", func(t *testing.T) {
-		container := m.deployment.Spec.Template.Spec.Containers[0]
-		images := []string{container.Image}
-		for _, v := range container.Env {
-			if v.Name == "DEDUPD_IMAGE" {
-				images = append(images, v.Value)
-			}
-		}
-		if !slices.Equal(images, []string{"controller:latest", "controller:latest"}) {
-			t.Errorf("images %v", images)
-		}
-		if n := bytes.Count(rendered, []byte("image: ")); n != 1 {
-			t.Errorf("%d images are rendered, want the manager's alone", n)
-		}
-	})
-	t.Run("with cert-manager the operator reads no Secret, and serves from the folder that is mounted", func(t *testing.T) {
-		m := parse(t, render(t, "config/cert-manager"))
-		for _, role := range m.roles {
-			for _, rule := range role.Rules {
-				if slices.Contains(rule.Resources, "secrets") {
-					t.Errorf("%s allows %v", role.Name, rule)
-				}
-			}
-		}
-		container := m.deployment.Spec.Template.Spec.Containers[0]
-		if !slices.Contains(container.Args, "--webhook-cert-dir="+container.VolumeMounts[0].MountPath) {
-			t.Errorf("arguments %v, mounts %v", container.Args, container.VolumeMounts)
-		}
-	})
-	t.Run("the manager accepts its arguments", func(t *testing.T) {
-		container := m.deployment.Spec.Template.Spec.Containers[0]
-		s, err := parseSettings(container.Args, func(string) string { return "set" }, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !s.leaderElect || !slices.ContainsFunc(container.Ports, func(p corev1.ContainerPort) bool { return int(p.ContainerPort) == s.webhookPort }) {
-			t.Errorf("settings %+v, ports %v", s, container.Ports)
-		}
-		if !*container.SecurityContext.ReadOnlyRootFilesystem {
-			t.Error("its root file system can be written")
-		}
-	})
 }
 
 // The manager as two processes, under the permissions that config/rbac grants and no others,
@@ -346,197 +230,6 @@ func TestManager(t *testing.T) {
 	})
 }
 
-// manifests is what a folder of config renders to, as far as the tests look at it.
-type manifests struct {
-	clusterRoles []rbacv1.ClusterRole
-	clusterWide  []rbacv1.ClusterRoleBinding
-	roles        []rbacv1.Role
-	deployment   appsv1.Deployment
-	webhook      admissionv1.MutatingWebhookConfiguration
-}
-
-func assets(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("KUBEBUILDER_ASSETS")
-	if dir == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
-	}
-	return dir
-}
-
-func render(t *testing.T, folder string) []byte {
-	t.Helper()
-	out, err := exec.Command(filepath.Join(assets(t), "kubectl"), "kustomize", folder).Output()
-	if err != nil {
-		t.Fatalf("rendering %s: %v", folder, err)
-	}
-	return out
-}
-
-func parse(t *testing.T, rendered []byte) manifests {
-	t.Helper()
-	var m manifests
-	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(rendered), 4096)
-	for {
-		var raw json.RawMessage
-		if err := decoder.Decode(&raw); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		var meta metav1.TypeMeta
-		if err := json.Unmarshal(raw, &meta); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		switch meta.Kind {
-		case "ClusterRole":
-			m.clusterRoles = append(m.clusterRoles, rbacv1.ClusterRole{})
-			err = json.Unmarshal(raw, &m.clusterRoles[len(m.clusterRoles)-1])
-		case "ClusterRoleBinding":
-			m.clusterWide = append(m.clusterWide, rbacv1.ClusterRoleBinding{})
-			err = json.Unmarshal(raw, &m.clusterWide[len(m.clusterWide)-1])
-		case "Role":
-			m.roles = append(m.roles, rbacv1.Role{})
-			err = json.Unmarshal(raw, &m.roles[len(m.roles)-1])
-		case "Deployment":
-			err = json.Unmarshal(raw, &m.deployment)
-		case "MutatingWebhookConfiguration":
-			err = json.Unmarshal(raw, &m.webhook)
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", meta.Kind, err)
-		}
-	}
-	if len(m.roles) == 0 || len(m.deployment.Spec.Template.Spec.Containers) != 1 {
-		t.Fatalf("the manifests lack roles or the Deployment: %+v", m)
-	}
-	return m
-}
-
-// install starts an API server, applies a folder of config, and returns the administrator's client
-// and the path of a kubeconfig that acts as the operator's ServiceAccount.
-func install(t *testing.T, folder string) (client.Client, string, manifests) {
-	t.Helper()
-	environment := &envtest.Environment{BinaryAssetsDirectory: assets(t)}
-	// Before it is started: a start that fails halfway has processes to stop, too.
-	t.Cleanup(func() {
-		if err := environment.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	config, err := environment.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := filepath.Join(t.TempDir(), "admin")
-	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	rendered := render(t, folder)
-	m := parse(t, rendered)
-	for _, args := range [][]string{
-		{"create", "namespace", "team-a"}, // is there before the operator is, as are others
-		{"create", "namespace", "team-b"},
-		{"apply", "--server-side", "-f", "-"},
-		{"wait", "--for=condition=Established", "crd/deduppolicies.dedupd.io"},
-	} {
-		kubectl := exec.Command(filepath.Join(assets(t), "kubectl"), append([]string{"--kubeconfig", admin}, args...)...)
-		kubectl.Stdin = bytes.NewReader(rendered)
-		if out, err := kubectl.CombinedOutput(); err != nil {
-			t.Fatalf("kubectl %v: %v\n%s", args, err, out)
-		}
-	}
-	operator, err := clientcmd.Load(environment.KubeConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, user := range operator.AuthInfos {
-		user.Impersonate = fmt.Sprintf("system:serviceaccount:%s:%s", m.deployment.Namespace, m.deployment.Spec.Template.Spec.ServiceAccountName)
-	}
-	path := filepath.Join(t.TempDir(), "operator")
-	if err := clientcmd.WriteToFile(*operator, path); err != nil {
-		t.Fatal(err)
-	}
-	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, path, m
-}
-
-// routeWebhook leads the API server from the webhook's Service to a port of this machine, since
-// nothing routes Services here.
-func routeWebhook(t *testing.T, c client.Client) int {
-	t.Helper()
-	ctx, port := context.Background(), freePort(t)
-	configuration := &admissionv1.MutatingWebhookConfiguration{}
-	if err := c.Get(ctx, types.NamespacedName{Name: webhookName}, configuration); err != nil {
-		t.Fatal(err)
-	}
-	reference := configuration.Webhooks[0].ClientConfig.Service
-	meta := metav1.ObjectMeta{Namespace: reference.Namespace, Name: reference.Name}
-	if err := c.Delete(ctx, &corev1.Service{ObjectMeta: meta}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Create(ctx, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"}}); err != nil {
-		t.Fatal(err)
-	}
-	servicePort := int32(port)
-	reference.Port = &servicePort
-	if err := c.Update(ctx, configuration); err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
-type managerProcess struct {
-	cmd             *exec.Cmd
-	log             *bytes.Buffer // read it only after the process has ended
-	probes, metrics string
-	ended           bool
-}
-
-func startManager(t *testing.T, kubeconfig string, webhookPort int, args ...string) *managerProcess {
-	t.Helper()
-	return startProcess(t, kubeconfig, append(args, "--webhook-port="+strconv.Itoa(webhookPort))...)
-}
-
-func startProcess(t *testing.T, kubeconfig string, args ...string) *managerProcess {
-	t.Helper()
-	address := func() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))) }
-	p := &managerProcess{log: &bytes.Buffer{}, probes: address(), metrics: address()}
-	p.cmd = exec.Command(os.Args[0], append(args, "--leader-elect", "--dedupd-image=dedup-operator:test",
-		"--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)...)
-	p.cmd.Env = append(os.Environ(), beManager+"=1", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE=dedup-system")
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if !p.ended {
-			_ = p.cmd.Process.Kill()
-			_ = p.cmd.Wait()
-		}
-		if t.Failed() {
-			t.Logf("log of the manager with probes on %s:\n%s", p.probes, p.log)
-		}
-	})
-	return p
-}
-
-func (p *managerProcess) awaitReady(t *testing.T) {
-	t.Helper()
-	poll(t, func() error {
-		_, err := get("http://" + p.probes + "/readyz?verbose")
-		return err
-	})
-}
-
 // lookedAt are the metrics of a pattern that alerts and dashboard ask for.
 func lookedAt(t *testing.T, pattern string) []string {
 	t.Helper()
@@ -552,93 +245,4 @@ func lookedAt(t *testing.T, pattern string) []string {
 		t.Fatalf("none of %s", pattern)
 	}
 	return all
-}
-
-// reconciles reports whether a replica says that it is the elected one.
-func reconciles(t *testing.T, p *managerProcess) bool {
-	t.Helper()
-	body, err := get("http://" + p.metrics + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(body, `leader_election_master_status{name="`+leaseName+`"} 1`)
-}
-
-// kill ends the process at once, so that it can release nothing.
-func (p *managerProcess) kill(t *testing.T) {
-	t.Helper()
-	if err := p.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = p.cmd.Wait()
-	p.ended = true
-}
-
-// terminate sends SIGTERM and fails the test unless the process ends by itself with exit code 0.
-func (p *managerProcess) terminate(t *testing.T) {
-	t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- p.cmd.Wait() }()
-	select {
-	case err := <-done:
-		p.ended = true
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(40 * time.Second):
-		t.Error("still runs 40 s after SIGTERM")
-		_ = p.cmd.Process.Kill()
-		t.Logf("killed: %v", <-done)
-		p.ended = true
-	}
-}
-
-// get is what the URL answers; an answer other than 200 is an error.
-func get(url string) (string, error) {
-	response, err := http.Get(url)
-	if err != nil {
-		return "", err
-	}
-	body, err := io.ReadAll(response.Body)
-	if err := errors.Join(err, response.Body.Close()); err != nil {
-		return "", err
-	}
-	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s: %s", url, response.Status, body)
-	}
-	return string(body), nil
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
-// poll waits until the function returns nil, for a minute at most.
-func poll(t *testing.T, f func() error) {
-	t.Helper()
-	deadline, tick := time.After(time.Minute), time.NewTicker(100*time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
 }
