@@ -9,10 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -98,102 +95,6 @@ func TestThePoliciesOfAPoolShareOneDeployment(t *testing.T) {
 	}
 	if e := w.events.take(); len(e) != 22 {
 		t.Errorf("events %q, want that each policy became ready", e)
-	}
-}
-
-func TestMembersJoinLeaveAndChangeWithoutARolloutButForTheirSecrets(t *testing.T) {
-	w := newPoolWorld(t)
-	w.add("first", pooled("small"))
-	w.add("second", pooled("small"), withSecret("auth"))
-	w.run()
-	template := w.deployment("small-dedupd-pool").Spec.Template
-	for _, step := range []struct {
-		what  string
-		do    func()
-		rolls bool
-	}{
-		{"one joins", func() { w.add("third", pooled("small")) }, false},
-		{"one with a Secret that is mounted joins", func() { w.add("fourth", pooled("small"), withSecret("auth")) }, false},
-		{"one changes its ttl", func() { w.edit("first", func(s *v1alpha1.DedupPolicySpec) { s.TTL = "2h" }) }, false},
-		{"one changes its store", func() {
-			w.edit("first", func(s *v1alpha1.DedupPolicySpec) { s.Store.Redis.Addresses = []string{"other:6380"} })
-		}, false},
-		{"one is deleted", func() { must(t, k8s.Delete(ctx, w.named("third"))) }, false},
-		{"one moves away", func() { w.edit("second", func(s *v1alpha1.DedupPolicySpec) { s.Deployment = nil }) }, true},
-		{"and comes back", func() { w.edit("second", pooled("small")) }, false},
-		{"one with another Secret joins", func() { w.add("fifth", pooled("small"), withSecret("another")) }, true},
-		{"the last with a Secret leaves", func() { w.edit("fifth", func(s *v1alpha1.DedupPolicySpec) { s.Deployment = nil }) }, true},
-	} {
-		step.do()
-		w.run()
-		d := w.deployment("small-dedupd-pool")
-		if rolled := !cmp.Equal(template, d.Spec.Template); rolled != step.rolls {
-			t.Errorf("%s: the pods roll: %v, want %v\n%s", step.what, rolled, step.rolls, cmp.Diff(template, d.Spec.Template))
-		}
-		template = d.Spec.Template
-	}
-	w.wantConditionOf("first", v1alpha1.ConditionReady, "True")
-	var ports []int32
-	np := w.objects()["NetworkPolicy small-dedupd-pool"].(*networkingv1.NetworkPolicy)
-	for _, p := range np.Spec.Egress[1].Ports {
-		ports = append(ports, p.Port.IntVal)
-	}
-	if diff := cmp.Diff([]int32{6379, 6380}, slices.Sorted(slices.Values(ports))); diff != "" {
-		t.Errorf("ports out (-want +got):\n%s", diff)
-	}
-}
-
-// At every step of a move the policy's Service leads to pods that run it.
-func TestAPolicyThatMovesIsServedAllTheWay(t *testing.T) {
-	none := func(s *v1alpha1.DedupPolicySpec) { s.Deployment = nil }
-	homes := map[string]struct {
-		change     func(*v1alpha1.DedupPolicySpec)
-		deployment string
-		objects    [][]string
-	}{
-		"own":  {none, "orders-dedupd", [][]string{ofPolicy("orders")}},
-		"a":    {pooled("a"), "a-dedupd-pool", [][]string{ofMember("orders"), ofPool("a")}},
-		"b":    {pooled("b"), "b-dedupd-pool", [][]string{ofMember("orders"), ofPool("b")}},
-		"many": {pooled("many"), "many-dedupd-pool", [][]string{ofMember("orders")}},
-	}
-	w := newPoolWorld(t)
-	w.add("other", pooled("many"))
-	w.add("orders")
-	w.run()
-	at := "own"
-	for _, to := range []string{"a", "b", "own", "many", "a", "own"} {
-		what := at + " -> " + to
-		w.edit("orders", homes[to].change)
-		w.step()
-		if by := w.servedBy("orders"); by != homes[at].deployment {
-			t.Errorf("%s: before the new pods run it, it is served by %q", what, by)
-		}
-		w.wantConditionOf("orders", v1alpha1.ConditionReady, "False NotReady")
-		w.kubelet(func(p *status.Policy) { p.Store.Reachable = false })
-		must(t, w.reconcileAll())
-		if by := w.servedBy("orders"); by != homes[at].deployment {
-			t.Errorf("%s: while the new pods do not reach the store, it is served by %q", what, by)
-		}
-		w.kubelet()
-		for range 3 { // The controllers take turns, and the pods stay as they are.
-			must(t, w.reconcileAll())
-			if by := w.servedBy("orders"); by == "" {
-				t.Errorf("%s: nobody serves it", what)
-			}
-		}
-		if by := w.servedBy("orders"); by != homes[to].deployment {
-			t.Errorf("%s: once the new pods run it, it is served by %q", what, by)
-		}
-		if runs := w.configured("many-dedupd-pool"); at == "many" && len(runs) != 2 {
-			t.Errorf("%s: consumers may still have connections to the pods of the pool, which runs %+v", what, runs)
-		}
-		w.run()
-		w.wantConditionOf("orders", v1alpha1.ConditionReady, "True")
-		w.wantObjects(append(homes[to].objects, ofPool("many"), ofMember("other"))...)
-		if other := w.configured("many-dedupd-pool"); len(other) != map[bool]int{true: 2, false: 1}[to == "many"] {
-			t.Errorf("%s: pool many runs %+v", what, other)
-		}
-		at = to
 	}
 }
 
@@ -324,75 +225,6 @@ func TestAPoolsNameThatIsTakenIsToldToEveryMember(t *testing.T) {
 	must(t, k8s.Delete(ctx, theirs))
 	w.run()
 	w.wantConditionOf("second", v1alpha1.ConditionReady, "True")
-}
-
-func TestDriftOfAPoolIsMended(t *testing.T) {
-	w := newPoolWorld(t)
-	w.add("first", func(s *v1alpha1.DedupPolicySpec) {
-		autoscaled(s)
-		pooled("small")(s)
-	})
-	w.add("second", pooled("small"))
-	w.run()
-	for name, drift := range map[string]func(client.Object){
-		"ConfigMap small-dedupd-pool":      func(o client.Object) { o.(*corev1.ConfigMap).Data["second.policy.yaml"] = "hello" },
-		"ServiceAccount small-dedupd-pool": func(o client.Object) { o.(*corev1.ServiceAccount).AutomountServiceAccountToken = nil },
-		"NetworkPolicy small-dedupd-pool":  func(o client.Object) { o.(*networkingv1.NetworkPolicy).Spec.Ingress = nil },
-		"Deployment small-dedupd-pool": func(o client.Object) {
-			o.SetLabels(nil)
-			o.(*appsv1.Deployment).Spec.Template.Spec.Containers[0].Image = "evil"
-		},
-		"PodDisruptionBudget small-dedupd-pool": func(o client.Object) { o.(*policyv1.PodDisruptionBudget).Spec.MaxUnavailable.IntVal = 2 },
-		"HorizontalPodAutoscaler small-dedupd-pool": func(o client.Object) {
-			o.SetOwnerReferences(nil)
-			o.(*autoscalingv2.HorizontalPodAutoscaler).Spec.MaxReplicas = 50
-		},
-		"Service first-dedupd":    func(o client.Object) { o.(*corev1.Service).Spec.Selector["dedupd.io/pool"] = "other" },
-		"Service second-dedupd":   func(o client.Object) { delete(o.GetLabels(), v1alpha1.LabelPool) },
-		"ConfigMap second-dedupd": func(o client.Object) { o.(*corev1.ConfigMap).Data = nil },
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := &poolWorld{world: w.world, addresses: w.addresses}
-			was := w.objects()[name]
-			drifted := was.DeepCopyObject().(client.Object)
-			drift(drifted)
-			must(t, k8s.Update(ctx, drifted))
-			must(t, w.reconcileAll())
-			written := slices.DeleteFunc(w.written(), func(write string) bool { return write == "patch status" })
-			if len(written) != 1 {
-				t.Errorf("wrote %v, want one write", written)
-			}
-			w.run()
-			is := w.objects()[name]
-			if diff := cmp.Diff(essence(was), essence(is)); diff != "" {
-				t.Errorf("not mended (-before +after):\n%s", diff)
-			}
-			must(t, k8s.Delete(ctx, is))
-			must(t, w.reconcileAll())
-			if back := w.objects()[name]; back == nil || cmp.Diff(essence(was), essence(back)) != "" {
-				t.Errorf("once deleted it comes back as %+v", back)
-			}
-			w.run()
-		})
-	}
-}
-
-// essence is an object without what differs from one to its successor.
-func essence(o client.Object) client.Object {
-	o = o.DeepCopyObject().(client.Object)
-	o.SetUID("")
-	o.SetResourceVersion("")
-	o.SetGeneration(0)
-	o.SetManagedFields(nil)
-	o.SetCreationTimestamp(metav1.Time{})
-	switch o := o.(type) {
-	case *corev1.Service:
-		o.Spec.ClusterIP, o.Spec.ClusterIPs = "", nil
-	case *appsv1.Deployment:
-		o.Status, o.Annotations = appsv1.DeploymentStatus{}, nil // the replicas may be applied once more or not
-		o.Spec.Replicas = nil
-	}
-	return o
 }
 
 func TestAPoolHasRoomForSoManyAndTellsTheOthers(t *testing.T) {
