@@ -1,124 +1,16 @@
 package webhook
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/podspec"
 )
-
-var options = Options{Image: "dedup-operator:test"}
-
-// newPod is a pod of the Deployment `checkout` that names the policy `orders`, changed by the modifiers.
-func newPod(modify ...func(*corev1.Pod)) *corev1.Pod {
-	controller := true
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			GenerateName: "checkout-6d4cf56db6-",
-			Namespace:    "shop",
-			Labels:       map[string]string{v1alpha1.LabelPolicy: "orders", "pod-template-hash": "6d4cf56db6"},
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "checkout-6d4cf56db6", UID: "1", Controller: &controller,
-			}},
-		},
-		// As the API server sends it, whose own plugin for ServiceAccounts comes first.
-		Spec: corev1.PodSpec{ServiceAccountName: "default", Containers: []corev1.Container{{Name: "app", Image: "checkout:1"}}},
-	}
-	for _, m := range modify {
-		m(pod)
-	}
-	return pod
-}
-
-func annotated(key, value string) func(*corev1.Pod) {
-	return func(p *corev1.Pod) { metav1.SetMetaDataAnnotation(&p.ObjectMeta, key, value) }
-}
-
-func labelled(key, value string) func(*corev1.Pod) {
-	return func(p *corev1.Pod) { metav1.SetMetaDataLabel(&p.ObjectMeta, key, value) }
-}
-
-func owned(kind, name string) func(*corev1.Pod) {
-	return func(p *corev1.Pod) { p.OwnerReferences[0].Kind, p.OwnerReferences[0].Name = kind, name }
-}
-
-func noAccount(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }
-
-func unowned(p *corev1.Pod) { p.OwnerReferences = nil }
-
-func sidecar(p *corev1.Pod) { annotated(v1alpha1.AnnotationInject, v1alpha1.InjectSidecar)(p) }
-
-// newPolicy is the policy `orders`, changed by the modifiers.
-func newPolicy(modify ...func(*v1alpha1.DedupPolicy)) *v1alpha1.DedupPolicy {
-	p := &v1alpha1.DedupPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"}}
-	p.Spec = v1alpha1.DedupPolicySpec{
-		Key: v1alpha1.KeySpec{Strategy: v1alpha1.StrategyMessageID, MessageID: &v1alpha1.MessageIDKey{Header: "message-id"}},
-		TTL: "1h",
-		Store: v1alpha1.StoreSpec{Redis: &v1alpha1.RedisStore{
-			Addresses:            []string{"redis.shop.svc:6379"},
-			CredentialsSecretRef: &v1alpha1.SecretRef{Name: "orders-redis"},
-		}},
-	}
-	for _, m := range modify {
-		m(p)
-	}
-	v1alpha1.SetDefaults(p)
-	return p
-}
-
-func inMemory(p *v1alpha1.DedupPolicy) {
-	p.Spec.Store = v1alpha1.StoreSpec{Memory: &v1alpha1.MemoryStore{}}
-}
-
-// changed is a copy of a pod, changed by the modifiers.
-func changed(pod *corev1.Pod, modify ...func(*corev1.Pod)) *corev1.Pod {
-	pod = pod.DeepCopy()
-	for _, m := range modify {
-		m(pod)
-	}
-	return pod
-}
-
-func env(pairs ...string) []corev1.EnvVar {
-	var list []corev1.EnvVar
-	for i := 0; i < len(pairs); i += 2 {
-		list = append(list, corev1.EnvVar{Name: pairs[i], Value: pairs[i+1]})
-	}
-	return list
-}
-
-var endpointEnv = env(
-	"DEDUPD_URL", "http://orders-dedupd.shop.svc:8080",
-	"DEDUPD_GRPC", "orders-dedupd.shop.svc:9090",
-	"DEDUPD_POLICY", "orders",
-	"DEDUPD_CONSUMER", "checkout",
-	"DEDUPD_TOKEN_FILE", "/var/run/secrets/dedupd.io/token",
-)
-
-// token is the volume of the token, and tokenMount its mount.
-var (
-	tokenSeconds int64 = 3600
-	token              = corev1.Volume{Name: "dedupd-token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
-			Audience: "dedupd", ExpirationSeconds: &tokenSeconds, Path: "token",
-		}}},
-	}}}
-	tokenMount = []corev1.VolumeMount{{Name: "dedupd-token", MountPath: "/var/run/secrets/dedupd.io", ReadOnly: true}}
-)
-
-// withToken has the first container mount the token, and the pod its volume.
-func withToken(p *corev1.Pod) {
-	p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, tokenMount...)
-	p.Spec.Volumes = append(p.Spec.Volumes, token)
-}
 
 // tokens are pods that have volumes, or may have no token.
 var tokens = map[string]*corev1.Pod{
@@ -295,102 +187,6 @@ func check(t *testing.T, in *corev1.Pod, policy *v1alpha1.DedupPolicy, out *core
 	}
 	if diff := cmp.Diff(got, patched(t, in, policy)); diff != "" {
 		t.Errorf("the patch does something else than Inject (-Inject +patch):\n%s", diff)
-	}
-}
-
-// patched is the pod after the patch that the API server gets.
-func patched(t *testing.T, pod *corev1.Pod, policy *v1alpha1.DedupPolicy) *corev1.Pod {
-	t.Helper()
-	a, err := plan(pod, options, policy)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out corev1.Pod
-	if err := json.Unmarshal(applyPatch(t, marshal(t, pod), a, pod), &out); err != nil {
-		t.Fatal(err)
-	}
-	return &out
-}
-
-func applyPatch(t *testing.T, raw []byte, a *additions, pod *corev1.Pod) []byte {
-	t.Helper()
-	ops := a.patch(pod)
-	if len(ops) == 0 {
-		return raw
-	}
-	patch, err := jsonpatch.DecodePatch(marshal(t, ops))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := patch.Apply(raw)
-	if err != nil {
-		t.Fatalf("applying %s: %v", marshal(t, ops), err)
-	}
-	return out
-}
-
-func marshal(t *testing.T, v any) []byte {
-	t.Helper()
-	raw, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
-}
-
-func TestThePatchKeepsFieldsThatWeDoNotKnow(t *testing.T) {
-	raw := []byte(`{"metadata":{"name":"a","namespace":"shop","labels":{"dedupd.io/policy":"orders"},"fromTheFuture":1},
-		"spec":{"containers":[{"name":"app","env":[{"name":"A","value":"1","fromTheFuture":2}],"fromTheFuture":3}],"fromTheFuture":4}}`)
-	pod := &corev1.Pod{}
-	if err := json.Unmarshal(raw, pod); err != nil {
-		t.Fatal(err)
-	}
-	a, err := plan(pod, options, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := string(applyPatch(t, raw, a, pod))
-	for _, want := range []string{`"fromTheFuture":1`, `{"name":"A","value":"1","fromTheFuture":2}`, `"fromTheFuture":3`, `"fromTheFuture":4`, `DEDUPD_URL`} {
-		if !strings.Contains(got, want) {
-			t.Errorf("%s is missing in %s", want, got)
-		}
-	}
-}
-
-// consumers are pods, and the names of the consumers that they are.
-var consumers = map[string]struct {
-	pod  *corev1.Pod
-	want string
-}{
-	"a Deployment's name, from its ReplicaSet's":         {newPod(), "checkout"},
-	"the label, before everything else":                  {newPod(labelled(v1alpha1.LabelConsumer, "billing")), "billing"},
-	"a ReplicaSet of nobody keeps its name":              {newPod(labelled("pod-template-hash", "")), "checkout-6d4cf56db6"},
-	"a hash that is not the ReplicaSet's ending stays":   {newPod(labelled("pod-template-hash", "abc")), "checkout-6d4cf56db6"},
-	"an Argo Rollout's name":                             {newPod(labelled("pod-template-hash", ""), labelled("rollouts-pod-template-hash", "6d4cf56db6")), "checkout"},
-	"a StatefulSet's name":                               {newPod(owned("StatefulSet", "orders-db")), "orders-db"},
-	"a DaemonSet's name":                                 {newPod(owned("DaemonSet", "agent")), "agent"},
-	"a Job's name":                                       {newPod(owned("Job", "import")), "import"},
-	"a CronJob's name, without the time of its Job":      {newPod(owned("Job", "nightly-29459520")), "nightly"},
-	"a Job's name with a date in it, whole":              {newPod(owned("Job", "import-20260131")), "import-20260131"},
-	"a Job's name with another number in it, whole":      {newPod(owned("Job", "import-7")), "import-7"},
-	"a static pod's own name, not its node's":            {newPod(owned("Node", "worker-1"), func(p *corev1.Pod) { p.Name = "edge-worker-1" }), "edge-worker-1"},
-	"a bare pod's name":                                  {newPod(unowned, func(p *corev1.Pod) { p.Name = "adhoc" }), "adhoc"},
-	"a bare pod's generateName, without its dash":        {newPod(unowned, func(p *corev1.Pod) { p.GenerateName = "adhoc-" }), "adhoc"},
-	"an owner that does not control the pod is no owner": {newPod(func(p *corev1.Pod) { p.OwnerReferences[0].Controller = nil; p.Name = "adopted" }), "adopted"},
-}
-
-func TestConsumer(t *testing.T) {
-	for name, test := range consumers {
-		t.Run(name, func(t *testing.T) {
-			got, err := Inject(test.pod, options, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := corev1.EnvVar{Name: v1alpha1.EnvConsumer, Value: test.want}
-			if vars := got.Spec.Containers[0].Env; !slices.Contains(vars, want) {
-				t.Errorf("%v has no %v", vars, want)
-			}
-		})
 	}
 }
 
