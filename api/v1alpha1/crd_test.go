@@ -3,6 +3,8 @@ package v1alpha1_test
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 )
@@ -159,4 +162,31 @@ func tableOf(t *testing.T, namespace string) metav1.Table {
 		t.Fatal(err)
 	}
 	return table
+}
+
+func crd(t *testing.T) (*apiextensionsv1.CustomResourceDefinition, []byte) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "..", "config", "crd", "bases", "dedupd.io_deduppolicies.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	def := &apiextensionsv1.CustomResourceDefinition{}
+	if err := yaml.UnmarshalStrict(data, def); err != nil {
+		t.Fatal(err)
+	}
+	return def, data
+}
+
+// walkSchema visits a schema and everything below it, with its place.
+func walkSchema(place string, s *apiextensionsv1.JSONSchemaProps, visit func(string, *apiextensionsv1.JSONSchemaProps)) {
+	visit(place, s)
+	for name, p := range s.Properties {
+		walkSchema(place+"."+name, &p, visit)
+	}
+	if s.Items != nil {
+		walkSchema(place+"[]", s.Items.Schema, visit)
+	}
+	if s.AdditionalProperties != nil && s.AdditionalProperties.Schema != nil {
+		walkSchema(place+"{}", s.AdditionalProperties.Schema, visit)
+	}
 }

@@ -2,8 +2,6 @@ package v1alpha1_test
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -11,7 +9,6 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 )
 
 // A case is a policy as it is created, and optionally as it is then updated, and what the API
@@ -382,19 +379,6 @@ func (a *answers) contains(message string) bool {
 	return slices.ContainsFunc(a.all, func(s string) bool { return strings.Contains(s, message) })
 }
 
-func crd(t *testing.T) (*apiextensionsv1.CustomResourceDefinition, []byte) {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join("..", "..", "config", "crd", "bases", "dedupd.io_deduppolicies.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	def := &apiextensionsv1.CustomResourceDefinition{}
-	if err := yaml.UnmarshalStrict(data, def); err != nil {
-		t.Fatal(err)
-	}
-	return def, data
-}
-
 // ruleMessages are the messages of all CEL rules of the CRD.
 func ruleMessages(t *testing.T) []string {
 	t.Helper()
@@ -407,18 +391,4 @@ func ruleMessages(t *testing.T) []string {
 	})
 	slices.Sort(messages)
 	return slices.Compact(messages)
-}
-
-// walkSchema visits a schema and everything below it, with its place.
-func walkSchema(place string, s *apiextensionsv1.JSONSchemaProps, visit func(string, *apiextensionsv1.JSONSchemaProps)) {
-	visit(place, s)
-	for name, p := range s.Properties {
-		walkSchema(place+"."+name, &p, visit)
-	}
-	if s.Items != nil {
-		walkSchema(place+"[]", s.Items.Schema, visit)
-	}
-	if s.AdditionalProperties != nil && s.AdditionalProperties.Schema != nil {
-		walkSchema(place+"{}", s.AdditionalProperties.Schema, visit)
-	}
 }
