@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,14 +12,12 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
-	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 func assets(t *testing.T) string {
@@ -37,16 +34,7 @@ func assets(t *testing.T) string {
 func install(t *testing.T, folder string) (client.Client, string, manifests) {
 	t.Helper()
 	environment := &envtest.Environment{BinaryAssetsDirectory: assets(t)}
-	// Before it is started: a start that fails halfway has processes to stop, too.
-	t.Cleanup(func() {
-		if err := environment.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	config, err := environment.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := apiservertest.Start(t, environment)
 	admin := filepath.Join(t.TempDir(), "admin")
 	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)
@@ -76,22 +64,14 @@ func install(t *testing.T, folder string) (client.Client, string, manifests) {
 	if err := clientcmd.WriteToFile(*operator, path); err != nil {
 		t.Fatal(err)
 	}
-	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, path, m
+	return server.Client, path, m
 }
 
 // routeWebhook leads the API server from the webhook's Service to a port of this machine, since
 // nothing routes Services here.
 func routeWebhook(t *testing.T, c client.Client) int {
 	t.Helper()
-	ctx, port := context.Background(), freePort(t)
+	ctx, port := context.Background(), apiservertest.FreePort(t)
 	configuration := &admissionv1.MutatingWebhookConfiguration{}
 	if err := c.Get(ctx, types.NamespacedName{Name: webhookName}, configuration); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 // The test binary is the manager when this is set.
@@ -85,7 +86,7 @@ func TestManager(t *testing.T) {
 	c, kubeconfig, m := install(t, "config/default")
 	webhookPort := routeWebhook(t, c)
 	first := startManager(t, kubeconfig, webhookPort)
-	second := startManager(t, kubeconfig, freePort(t))
+	second := startManager(t, kubeconfig, apiservertest.FreePort(t))
 	first.awaitReady(t)
 	second.awaitReady(t)
 
@@ -108,7 +109,7 @@ func TestManager(t *testing.T) {
 			t.Fatal(err)
 		}
 		deployment := &appsv1.Deployment{}
-		poll(t, func() error {
+		apiservertest.Poll(t, func() error {
 			return c.Get(context.Background(), types.NamespacedName{Namespace: "default", Name: v1alpha1.ChildName("orders")}, deployment)
 		})
 		if image := deployment.Spec.Template.Spec.Containers[0].Image; image != "dedup-operator:test" {
@@ -123,7 +124,7 @@ func TestManager(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "consumer", Labels: map[string]string{v1alpha1.LabelPolicy: "orders"}},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
 		}
-		poll(t, func() error { return c.Create(context.Background(), pod) })
+		apiservertest.Poll(t, func() error { return c.Create(context.Background(), pod) })
 		if !slices.Contains(pod.Spec.Containers[0].Env, corev1.EnvVar{Name: v1alpha1.EnvConsumer, Value: "consumer"}) {
 			t.Errorf("env %v", pod.Spec.Containers[0].Env)
 		}
@@ -131,7 +132,7 @@ func TestManager(t *testing.T) {
 	t.Run("both replicas say when their certificate expires and how the policies are", func(t *testing.T) {
 		for _, replica := range []*managerProcess{first, second} {
 			// The first scrape is refused if its policies are not there in time, as on a busy machine.
-			poll(t, func() error {
+			apiservertest.Poll(t, func() error {
 				body, err := get("http://" + replica.metrics + "/metrics")
 				if err != nil {
 					return err
@@ -150,7 +151,7 @@ func TestManager(t *testing.T) {
 	})
 	t.Run("every metric of the operator that is looked at is exported", func(t *testing.T) {
 		names := lookedAt(t, `\b(dedup_operator|controller_runtime|leader_election)_\w+`)
-		poll(t, func() error {
+		apiservertest.Poll(t, func() error {
 			body, err := get("http://" + first.metrics + "/metrics")
 			if err != nil {
 				return err
@@ -173,7 +174,7 @@ func TestManager(t *testing.T) {
 		if err := c.Get(context.Background(), key, secret); err != nil {
 			t.Fatal(err)
 		}
-		dir, port := t.TempDir(), freePort(t)
+		dir, port := t.TempDir(), apiservertest.FreePort(t)
 		for _, file := range []string{"tls.crt", "tls.key"} {
 			if err := os.WriteFile(filepath.Join(dir, file), secret.Data[file], 0o600); err != nil {
 				t.Fatal(err)
@@ -195,7 +196,7 @@ func TestManager(t *testing.T) {
 		}
 		third.terminate(t)
 		// The other replicas keep theirs: they make the Secret that was deleted anew.
-		poll(t, func() error { return c.Get(context.Background(), key, secret) })
+		apiservertest.Poll(t, func() error { return c.Get(context.Background(), key, secret) })
 	})
 	t.Run("the one that reconciles is killed, and another takes over", func(t *testing.T) {
 		leader, other := first, second
@@ -207,7 +208,7 @@ func TestManager(t *testing.T) {
 		if err := c.Delete(context.Background(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}); err != nil {
 			t.Fatal(err)
 		}
-		poll(t, func() error { return c.Get(context.Background(), key, &corev1.ConfigMap{}) })
+		apiservertest.Poll(t, func() error { return c.Get(context.Background(), key, &corev1.ConfigMap{}) })
 		if !reconciles(t, other) {
 			t.Error("it says that it does not")
 		}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 // The manager as config/namespaced starts it, under the Roles that it grants and no others.
@@ -44,7 +45,7 @@ func TestManagerOfSomeNamespaces(t *testing.T) {
 		}
 	}
 	for _, namespace := range []string{"team-a", "team-b"} {
-		poll(t, func() error {
+		apiservertest.Poll(t, func() error {
 			return c.Get(ctx, types.NamespacedName{Namespace: namespace, Name: v1alpha1.ChildName("orders")}, &appsv1.Deployment{})
 		})
 	}
@@ -57,7 +58,7 @@ func TestManagerOfSomeNamespaces(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "consumer", Labels: map[string]string{v1alpha1.LabelPolicy: "orders"}},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
 		}
-		poll(t, func() error { return c.Create(ctx, pod) })
+		apiservertest.Poll(t, func() error { return c.Create(ctx, pod) })
 		return pod.Spec.Containers[0].Env
 	}
 	if got := env("team-a"); !slices.Contains(got, corev1.EnvVar{Name: v1alpha1.EnvURL, Value: "http://orders-dedupd.team-a.svc:8080"}) {

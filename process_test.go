@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 type managerProcess struct {
@@ -30,7 +32,7 @@ func startManager(t *testing.T, kubeconfig string, webhookPort int, args ...stri
 
 func startProcess(t *testing.T, kubeconfig string, args ...string) *managerProcess {
 	t.Helper()
-	address := func() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))) }
+	address := func() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(apiservertest.FreePort(t))) }
 	p := &managerProcess{log: &bytes.Buffer{}, probes: address(), metrics: address()}
 	p.cmd = exec.Command(os.Args[0], append(args, "--leader-elect", "--dedupd-image=dedup-operator:test",
 		"--health-probe-bind-address="+p.probes, "--metrics-bind-address="+p.metrics)...)
@@ -53,7 +55,7 @@ func startProcess(t *testing.T, kubeconfig string, args ...string) *managerProce
 
 func (p *managerProcess) awaitReady(t *testing.T) {
 	t.Helper()
-	poll(t, func() error {
+	apiservertest.Poll(t, func() error {
 		_, err := get("http://" + p.probes + "/readyz?verbose")
 		return err
 	})
@@ -115,35 +117,4 @@ func get(url string) (string, error) {
 		return "", fmt.Errorf("%s: %s: %s", url, response.Status, body)
 	}
 	return string(body), nil
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
-// poll waits until the function returns nil, for a minute at most.
-func poll(t *testing.T, f func() error) {
-	t.Helper()
-	deadline, tick := time.After(time.Minute), time.NewTicker(100*time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
 }

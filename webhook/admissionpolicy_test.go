@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 // testAdmissionPolicies installs config/admission-policy in the webhook's place, and holds what
@@ -30,7 +31,7 @@ func testAdmissionPolicies(t *testing.T, c client.Client) {
 	for _, file := range []string{"connect.yaml", "guard.yaml"} {
 		install(t, c, filepath.Join("..", "config", "admission-policy", file))
 	}
-	poll(t, func() error { // until both are at work
+	apiservertest.Poll(t, func() error { // until both are at work
 		pod := newPod()
 		switch err := c.Create(context.Background(), pod, client.DryRunAll); {
 		case err != nil:
@@ -96,7 +97,7 @@ func testAdmissionPolicies(t *testing.T, c client.Client) {
 				if err := c.Delete(context.Background(), binding); err != nil {
 					t.Fatal(err)
 				}
-				poll(t, func() error {
+				apiservertest.Poll(t, func() error {
 					if err := c.Create(context.Background(), newPod(), client.DryRunAll); err == nil || !strings.Contains(err.Error(), name) {
 						return errors.Join(errors.New("not denied for that reason"), err)
 					}

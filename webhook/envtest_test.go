@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -17,9 +16,7 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -31,6 +28,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 	"github.com/dedupd/dedup-operator/webhook/certs"
 )
 
@@ -119,7 +117,7 @@ func TestAPIServer(t *testing.T) {
 		if err := c.Create(context.Background(), late); err != nil {
 			t.Fatal(err)
 		}
-		poll(t, func() error {
+		apiservertest.Poll(t, func() error {
 			pod := newPod(unowned, named("late"), sidecar, labelled("late", "yes"))
 			if err := c.Create(context.Background(), pod, client.DryRunAll); err != nil {
 				return err
@@ -174,39 +172,23 @@ const (
 // controlPlane starts an API server with the CRD, the namespaces and the webhook's configuration.
 func controlPlane(t *testing.T) (client.Client, *rest.Config) {
 	t.Helper()
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
-	}
 	environment := &envtest.Environment{CRDDirectoryPaths: []string{"../config/crd/bases"}, ErrorIfCRDPathMissing: true}
-	environment.CRDInstallOptions.MaxTime = time.Minute
 	// As in a cluster: the plugin for ServiceAccounts, which envtest leaves out, names a pod's before we are asked.
 	environment.ControlPlane.GetAPIServer().Configure().Disable("disable-admission-plugins")
-	// Before it is started: a start that fails halfway has processes to stop, too.
-	t.Cleanup(func() {
-		if err := environment.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	config, err := environment.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(config, client.Options{Scheme: scheme(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := apiservertest.Start(t, environment)
+	c := server.Client
 	for _, name := range []string{"shop", "dedup-system"} {
 		namespace(t, c, name, nil)
 	}
 	account(t, c, metav1.NamespaceSystem)
-	return c, config
+	return c, server.Config
 }
 
 // serve runs the webhook and its certificate, installs the configuration, and returns when pods
 // are injected. The function it returns stops all that.
 func serve(t *testing.T, c client.Client, config *rest.Config) (stop func()) {
 	t.Helper()
-	port := freePort(t)
+	port := apiservertest.FreePort(t)
 	url := fmt.Sprintf("https://127.0.0.1:%d%s", port, Path)
 	configuration := readConfiguration(t)
 	configuration.Webhooks[0].ClientConfig = admissionv1.WebhookClientConfig{URL: &url}
@@ -222,7 +204,7 @@ func serve(t *testing.T, c client.Client, config *rest.Config) (stop func()) {
 		t.Fatal(err)
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:  scheme(t),
+		Scheme:  apiservertest.Scheme(),
 		Metrics: metricsserver.Options{BindAddress: "0"},
 		Cache:   cache.Options{ByObject: o.ByObject()},
 		WebhookServer: webhook.NewServer(webhook.Options{Host: "127.0.0.1", Port: port, TLSOpts: []func(*tls.Config){
@@ -253,7 +235,7 @@ func serve(t *testing.T, c client.Client, config *rest.Config) (stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	poll(t, func() error {
+	apiservertest.Poll(t, func() error {
 		if err := certificate.Ready(nil); err != nil {
 			return err
 		}
@@ -292,17 +274,6 @@ func readConfiguration(t *testing.T) *admissionv1.MutatingWebhookConfiguration {
 	return configuration
 }
 
-func scheme(t *testing.T) *runtime.Scheme {
-	t.Helper()
-	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return s
-}
-
 func namespace(t *testing.T, c client.Client, name string, labels map[string]string) {
 	t.Helper()
 	if err := c.Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}); err != nil {
@@ -315,7 +286,7 @@ func namespace(t *testing.T, c client.Client, name string, labels map[string]str
 // server may yet be making the namespace itself.
 func account(t *testing.T, c client.Client, namespace string) {
 	t.Helper()
-	poll(t, func() error {
+	apiservertest.Poll(t, func() error {
 		return client.IgnoreAlreadyExists(c.Create(context.Background(), &corev1.ServiceAccount{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"},
 		}))
@@ -358,36 +329,5 @@ func restricted(p *corev1.Pod) {
 		RunAsNonRoot: &yes, AllowPrivilegeEscalation: &no,
 		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
-// poll waits until the function returns nil, for 30 seconds at most.
-func poll(t *testing.T, f func() error) {
-	t.Helper()
-	deadline, tick := time.After(30*time.Second), time.NewTicker(100*time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-tick.C:
-		}
 	}
 }

@@ -16,11 +16,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 func TestHandle(t *testing.T) {
-	empty := fake.NewClientBuilder().WithScheme(scheme(t)).Build()
-	full := fake.NewClientBuilder().WithScheme(scheme(t)).WithObjects(newPolicy()).Build()
+	empty := fake.NewClientBuilder().WithScheme(apiservertest.Scheme()).Build()
+	full := fake.NewClientBuilder().WithScheme(apiservertest.Scheme()).WithObjects(newPolicy()).Build()
 	broken := interceptor.NewClient(full, interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
 			return errors.New("connection refused")
@@ -50,7 +51,7 @@ func TestHandle(t *testing.T) {
 		"a pod that is connected already is let through as is": {raw(injectedAlready(t)), empty, empty, true, http.StatusOK, "null"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := &Handler{Options: options, Decoder: admission.NewDecoder(scheme(t)), Cache: test.cache, API: test.api}
+			h := &Handler{Options: options, Decoder: admission.NewDecoder(apiservertest.Scheme()), Cache: test.cache, API: test.api}
 			got := h.Handle(context.Background(), admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
 				Namespace: "shop", Object: runtime.RawExtension{Raw: test.object},
 			}})
