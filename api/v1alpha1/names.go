@@ -129,14 +129,7 @@ func SelectorLabels(policy string) map[string]string {
 }
 
 // ChildLabels are the labels of every object that belongs to a policy.
-func ChildLabels(policy string) map[string]string {
-	return map[string]string{
-		LabelName:      AppName,
-		LabelInstance:  policy,
-		LabelManagedBy: ManagedBy,
-		LabelOwner:     policy,
-	}
-}
+func ChildLabels(policy string) map[string]string { return labels(LabelOwner, policy) }
 
 // PoolSelectorLabels select the dedupd pods of a pool. They never change for a Deployment.
 func PoolSelectorLabels(pool string) map[string]string {
@@ -144,11 +137,14 @@ func PoolSelectorLabels(pool string) map[string]string {
 }
 
 // PoolLabels are the labels of every object that belongs to a pool.
-func PoolLabels(pool string) map[string]string {
+func PoolLabels(pool string) map[string]string { return labels(LabelPool, pool) }
+
+// labels are those of what belongs to an owner, which a label of its kind names.
+func labels(kind, owner string) map[string]string {
 	return map[string]string{
 		LabelName:      AppName,
-		LabelInstance:  pool,
+		LabelInstance:  owner,
 		LabelManagedBy: ManagedBy,
-		LabelPool:      pool,
+		kind:           owner,
 	}
 }
