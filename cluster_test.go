@@ -33,10 +33,9 @@ func assets(t *testing.T) string {
 // and the path of a kubeconfig that acts as the operator's ServiceAccount.
 func install(t *testing.T, folder string) (client.Client, string, manifests) {
 	t.Helper()
-	environment := &envtest.Environment{BinaryAssetsDirectory: assets(t)}
-	server := apiservertest.Start(t, environment)
+	server := apiservertest.Start(t, &envtest.Environment{BinaryAssetsDirectory: assets(t)})
 	admin := filepath.Join(t.TempDir(), "admin")
-	if err := os.WriteFile(admin, environment.KubeConfig, 0o600); err != nil {
+	if err := os.WriteFile(admin, server.KubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	rendered := render(t, folder)
@@ -53,7 +52,7 @@ func install(t *testing.T, folder string) (client.Client, string, manifests) {
 			t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 		}
 	}
-	operator, err := clientcmd.Load(environment.KubeConfig)
+	operator, err := clientcmd.Load(server.KubeConfig)
 	if err != nil {
 		t.Fatal(err)
 	}

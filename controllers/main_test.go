@@ -46,7 +46,7 @@ func runWithAPIServer(m *testing.M) (code int, err error) {
 	env := &envtest.Environment{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}}
 	// No test's Services go before the end, and envtest's 254 addresses are too few for -count.
 	env.ControlPlane.GetAPIServer().Configure().Set("service-cluster-ip-range", "10.0.0.0/16")
-	if err := audit(env, folder); err != nil {
+	if auditLog, err = apiservertest.Audit(env, folder); err != nil {
 		return 1, err
 	}
 	server, err := apiservertest.Launch(env)

@@ -22,13 +22,14 @@ import (
 
 // Server is an API server at work.
 type Server struct {
-	Config *rest.Config     // the administrator's; it throttles nothing
-	Client client.WithWatch // the administrator's, without a cache
+	Config     *rest.Config     // the administrator's; it throttles nothing
+	KubeConfig []byte           // the same, as kubectl reads it
+	Client     client.WithWatch // the administrator's, without a cache
 
 	environment *envtest.Environment
 }
 
-// Launch starts an API server for the tests of a package, whose TestMain is to stop it.
+// Launch starts an API server that the caller stops, such as one for all tests of a package.
 func Launch(environment *envtest.Environment) (*Server, error) {
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
 		return nil, errors.New("KUBEBUILDER_ASSETS is not set: run make test, or export KUBEBUILDER_ASSETS=$(hack/setup.sh)")
@@ -63,6 +64,7 @@ func (s *Server) start() error {
 		return err
 	}
 	s.Config.QPS = -1
+	s.KubeConfig = s.environment.KubeConfig
 	s.Client, err = client.NewWithWatch(s.Config, client.Options{Scheme: Scheme()})
 	return err
 }

@@ -21,25 +21,24 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/apiservertest"
 )
 
 // cluster is an API server with the operator as a process of its own.
 type cluster struct {
 	dir     string
-	env     *envtest.Environment
-	api     client.WithWatch
+	server  *apiservertest.Server
+	api     client.WithWatch // the server's
 	kubelet *kubelet
 	manager *exec.Cmd
 
-	webhook, probes string
-	made            int // policies
+	webhook, probes, auditLog string
+	made                      int // policies
 }
 
 // operatorAgent begins the operator's user agent.
@@ -56,46 +55,24 @@ func startCluster(ctx context.Context) (*cluster, error) {
 	if c.dir, err = os.MkdirTemp("", "dedup-scale-"); err != nil {
 		return c, err
 	}
-	policy := filepath.Join(c.dir, "audit-policy.yaml")
-	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
+	environment := &envtest.Environment{CRDDirectoryPaths: []string{"config/crd/bases"}, ErrorIfCRDPathMissing: true}
+	// The default is too small for that many Services.
+	environment.ControlPlane.GetAPIServer().Configure().Set("service-cluster-ip-range", "10.0.0.0/16")
+	if c.auditLog, err = apiservertest.Audit(environment, c.dir); err != nil {
 		return c, err
 	}
-	c.env = &envtest.Environment{CRDDirectoryPaths: []string{"config/crd/bases"}, ErrorIfCRDPathMissing: true}
-	c.env.CRDInstallOptions.MaxTime = time.Minute
-	c.env.ControlPlane.GetAPIServer().Configure().
-		Append("audit-policy-file", policy).Append("audit-log-path", c.auditLog()).
-		Set("service-cluster-ip-range", "10.0.0.0/16") // the default is too small for that many Services
-	config, err := c.env.Start()
-	if err != nil {
-		return c, fmt.Errorf("starting the API server (KUBEBUILDER_ASSETS set? run make scale): %w", err)
-	}
-	config.QPS = -1
-	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if c.server, err = apiservertest.Launch(environment); err != nil {
 		return c, err
 	}
-	if c.api, err = client.NewWithWatch(config, client.Options{Scheme: scheme}); err != nil {
-		return c, err
-	}
+	c.api = c.server.Client
 	if err := c.createNamespaces(ctx); err != nil {
 		return c, err
 	}
-	if c.kubelet, err = startKubelet(ctx, config, c.api); err != nil {
+	if c.kubelet, err = startKubelet(ctx, c.server.Config, c.api); err != nil {
 		return c, err
 	}
 	return c, c.startManager(ctx)
 }
-
-const auditPolicy = `
-apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived]
-rules:
-  - {level: Metadata, verbs: [create, update, patch, delete, deletecollection]}
-  - {level: None}
-`
-
-func (c *cluster) auditLog() string { return filepath.Join(c.dir, "audit.log") }
 
 func namespace(i int) string { return fmt.Sprintf("scale-%d", i%namespaces) }
 
@@ -118,7 +95,7 @@ func (c *cluster) startManager(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		return fmt.Errorf("building the operator: %w\n%s", err, out)
 	}
-	if err := os.WriteFile(kubeconfig, c.env.KubeConfig, 0o600); err != nil {
+	if err := os.WriteFile(kubeconfig, c.server.KubeConfig, 0o600); err != nil {
 		return err
 	}
 	port, err := freePort()
@@ -185,8 +162,8 @@ func (c *cluster) stop() error {
 	if c.kubelet != nil {
 		c.kubelet.stop()
 	}
-	if c.env != nil {
-		errs = append(errs, c.env.Stop())
+	if c.server != nil {
+		errs = append(errs, c.server.Stop())
 	}
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
 }
@@ -256,7 +233,7 @@ type written struct{ objects, events int }
 
 func (c *cluster) writes() (written, error) {
 	var w written
-	f, err := os.Open(c.auditLog())
+	f, err := os.Open(c.auditLog)
 	if err != nil {
 		return w, err
 	}
@@ -271,7 +248,7 @@ func (c *cluster) writes() (written, error) {
 		}
 		var event struct{ RequestURI, UserAgent string }
 		if err := json.Unmarshal(line, &event); err != nil {
-			return w, fmt.Errorf("%s: %w", c.auditLog(), err)
+			return w, fmt.Errorf("%s: %w", c.auditLog, err)
 		}
 		switch {
 		case !strings.HasPrefix(event.UserAgent, operatorAgent):
