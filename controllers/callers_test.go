@@ -3,7 +3,6 @@ package controllers_test
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,11 +19,8 @@ import (
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/caller"
 	"github.com/dedupd/dedup-operator/dedupd/caller/callertest"
-	"github.com/dedupd/dedup-operator/dedupd/engine"
-	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/server"
-	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/server/servertest"
 )
 
 func forCheckout(s *v1alpha1.DedupPolicySpec) {
@@ -92,17 +88,7 @@ type daemon struct {
 
 func newDaemon(t *testing.T, w *world) *daemon {
 	t.Helper()
-	registry := server.NewRegistry(
-		func(*policy.Policy) (store.Store, error) {
-			return memory.New(memory.Options{MaxEntries: 100, Now: time.Now}), nil
-		},
-		func(p *policy.Policy, s store.Store) *engine.Engine {
-			return engine.New(p, s, engine.Options{Now: time.Now})
-		})
-	d := &daemon{folder: t.TempDir(), Service: server.NewService(server.Options{
-		Registry: registry, Metrics: server.NewMetrics("test", time.Now), Version: "test", Log: slog.New(slog.DiscardHandler), Now: time.Now,
-		Limits: server.Limits{MaxBody: 1 << 10, MaxBatch: 10, MaxBatchBytes: 1 << 10, MaxHeader: 1 << 16, MaxInFlight: 1 << 20},
-	})}
+	d := &daemon{folder: t.TempDir(), Service: servertest.New(servertest.InMemory)}
 	d.mount(w)
 	web := httptest.NewServer(d.Handler())
 	t.Cleanup(web.Close)

@@ -20,12 +20,13 @@ var levels = [][]string{
 	{"dedupd/policy", "dedupd/message", "dedupd/client"},
 	{"dedupd/store", "dedupd/store/faulttest", "dedupd/store/mounted", "dedupd/podspec"},
 	{"dedupd/store/memory", "dedupd/store/redis", "dedupd/store/postgres", "dedupd/store/gather", "dedupd/store/nearcache", "dedupd/store/storetest", "dedupd/engine", "controllers/render", "webhook", "webhook/certs"},
-	{"dedupd/server", "controllers"},
+	{"dedupd/server", "dedupd/server/servertest", "controllers"},
 	{".", "dedupd"},
 }
 
 var siblings = map[string][]string{
-	"webhook": {"webhook/certs"},
+	"dedupd/server/servertest": {"dedupd/server"},
+	"webhook":                  {"webhook/certs"},
 }
 
 func TestImportsGoDownOnly(t *testing.T) {

@@ -3,10 +3,6 @@ package client_test
 import (
 	"context"
 	"errors"
-	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,15 +12,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/caller"
 	"github.com/dedupd/dedup-operator/dedupd/caller/callertest"
 	"github.com/dedupd/dedup-operator/dedupd/client"
-	"github.com/dedupd/dedup-operator/dedupd/engine"
-	"github.com/dedupd/dedup-operator/dedupd/policy"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 	"github.com/dedupd/dedup-operator/dedupd/server"
-	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/server/servertest"
 )
 
 const manifests = `
@@ -72,60 +66,13 @@ const lease = 3 * time.Second
 // serve runs a server and returns its gRPC address.
 func serve(t *testing.T, modify ...func(*server.Limits)) string {
 	t.Helper()
-	limits := server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 8 << 20}
-	for _, m := range modify {
-		m(&limits)
-	}
-	log := slog.New(slog.DiscardHandler)
-	metrics := server.NewMetrics("test", time.Now)
-	service := server.NewService(server.Options{
-		Registry: server.NewRegistry(
-			func(*policy.Policy) (store.Store, error) {
-				return memory.New(memory.Options{MaxEntries: 1000, Now: time.Now}), nil
-			},
-			func(p *policy.Policy, s store.Store) *engine.Engine {
-				return engine.New(p, s, engine.Options{Now: time.Now})
-			}),
-		Metrics: metrics, Version: "test", Log: log, Now: time.Now, Limits: limits,
-	})
-	path := filepath.Join(t.TempDir(), "p.yaml")
 	keys, err := caller.NewDocument(callertest.Discovery(), callertest.Set(t, "rsa"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, content := range map[string][]byte{path: []byte(manifests), filepath.Join(filepath.Dir(path), "issuer.jwks"): keys} {
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := service.LoadConfig(server.Config{Path: path, Strict: true}); err != nil {
-		t.Fatal(err)
-	}
-	web, rpc := listen(t), listen(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() {
-		done <- service.Run(ctx, server.Timing{
-			ReadHeader: time.Second, Read: time.Second, Idle: time.Second,
-			Poll: time.Second, Health: time.Second, Drain: 10 * time.Second,
-		}, web, rpc)
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("stopping: %v", err)
-		}
-	})
-	return rpc.Addr().String()
-}
-
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	service := servertest.New(servertest.InMemory, modify...)
+	servertest.Load(t, service, manifests, map[string][]byte{v1alpha1.IssuerFile: keys})
+	return servertest.Run(t, service)
 }
 
 func connect(t *testing.T, target, policy string, options ...grpc.DialOption) *client.Client {

@@ -2,10 +2,6 @@ package proof
 
 import (
 	"context"
-	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,10 +13,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/dedupd/dedup-operator/dedupd/client"
-	"github.com/dedupd/dedup-operator/dedupd/engine"
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/record"
-	"github.com/dedupd/dedup-operator/dedupd/server"
+	"github.com/dedupd/dedup-operator/dedupd/server/servertest"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/faulttest"
 )
@@ -52,43 +47,9 @@ func (s *shelved) Close() error                        { return nil }
 // serveStore runs a dedupd in this process, on a store of one's own, and returns its address.
 func serveStore(t *testing.T, m mode, s store.Store) string {
 	t.Helper()
-	service := server.NewService(server.Options{
-		Registry: server.NewRegistry(
-			func(*policy.Policy) (store.Store, error) { return s, nil },
-			func(p *policy.Policy, s store.Store) *engine.Engine {
-				return engine.New(p, s, engine.Options{Now: time.Now})
-			}),
-		Metrics: server.NewMetrics("test", time.Now), Version: "test", Log: slog.New(slog.DiscardHandler), Now: time.Now,
-		Limits: server.Limits{MaxBody: 1 << 20, MaxBatch: 100, MaxBatchBytes: 1 << 20, MaxHeader: 1 << 16, MaxInFlight: 64 << 20},
-	})
-	path := filepath.Join(t.TempDir(), "policy.yaml")
-	if err := os.WriteFile(path, []byte(manifest(m, "memory: {}")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := service.LoadConfig(server.Config{Path: path, Strict: true}); err != nil {
-		t.Fatal(err)
-	}
-	var on [2]net.Listener
-	for i := range on {
-		var err error
-		if on[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- service.Run(ctx, server.Timing{
-			ReadHeader: time.Second, Read: time.Second, Idle: time.Second, Poll: time.Second, Health: time.Second, Drain: time.Second,
-		}, on[0], on[1])
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("stopping: %v", err)
-		}
-	})
-	return on[1].Addr().String()
+	service := servertest.New(func(*policy.Policy) (store.Store, error) { return s, nil })
+	servertest.Load(t, service, manifest(m, "memory: {}"), nil)
+	return servertest.Run(t, service)
 }
 
 // losing is a connection that loses every third answer.
