@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"hash/maphash"
 	"math/bits"
+	"runtime"
 	"slices"
 	"sync"
 )
@@ -49,7 +50,16 @@ type document struct {
 	scratch []byte   // decoded names and strings
 	members []member // the members of the objects being written, innermost last
 	out     []byte   // what is hashed
+
+	large bool // one of those that are let in a few at a time
 }
+
+// largeText is how long a text may be to be read at once. A longer one waits its turn: a document may take more than
+// ten times the memory of its text, and as reading it is work for the processor alone, more of them than there are
+// processors would not be done sooner.
+const largeText = 64 << 10
+
+var turns = make(chan struct{}, runtime.GOMAXPROCS(0))
 
 var documents = sync.Pool{New: func() any { return new(document) }}
 
@@ -66,12 +76,20 @@ func parse(text []byte) (*document, error) {
 
 // load makes d the document that text holds.
 func (d *document) load(text []byte) error {
+	if len(text) > largeText {
+		turns <- struct{}{}
+		d.large = true
+	}
 	d.text, d.pos, d.nodes, d.open = text, 0, d.nodes[:0], d.open[:0]
 	return d.parse()
 }
 
 // release gives the document's memory back. What an unusually large message needed is not kept.
 func (d *document) release() {
+	if d.large {
+		d.large = false
+		<-turns
+	}
 	const keep = 1 << 20
 	d.text = nil
 	if cap(d.nodes) > keep/16 || cap(d.out) > keep || cap(d.scratch) > keep ||
