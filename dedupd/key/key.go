@@ -33,6 +33,12 @@ type Headers interface {
 // MapHeaders are headers in a map whose names are in lower case.
 type MapHeaders map[string]string
 
+// MaxHeaders is how many headers a message may have. In memory each takes many times what it takes in a request.
+const MaxHeaders = 256
+
+// ErrHeaders is what is wrong with a message that has more.
+var ErrHeaders = fmt.Errorf("more than %d; send those that the key is made of, and no others", MaxHeaders)
+
 // NewMapHeaders returns m with its names in lower case, which is m itself where they are. Two
 // names that differ by case only are an error: which of the two values counts would be left to
 // chance.

@@ -121,6 +121,9 @@ func invalidUTF8(data []byte) int {
 func decodeHeaders(data []byte, path string) (key.Headers, error) {
 	headers := map[string]string{}
 	err := EachMember(data, path, func(name string, value []byte) error {
+		if len(headers) == key.MaxHeaders {
+			return invalid(path, "%s: %s", path, key.ErrHeaders)
+		}
 		s, err := String(value, join(path, name))
 		headers[name] = s
 		return err

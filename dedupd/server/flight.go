@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"google.golang.org/grpc/metadata"
 
@@ -82,45 +81,47 @@ func (f *flights) to(policy string) *flight {
 // board puts a request on its flight, or answers it where it is at fault.
 func (f *flights) board(r *streamRequest) {
 	if r.refused != nil {
-		f.refuse(r.GetId(), r.refused)
+		f.refuse(r.id, r.refused)
 		return
 	}
-	switch in := r.GetRequest().(type) {
-	case *pb.CheckStreamRequest_Check:
-		request, err := f.api.request(in.Check.GetMessage(), func() string { return "check.message" })
+	switch in := r.asked.(type) {
+	case *wireCheck:
+		request, err := in.check(f.api.Limits, "check.message")
 		if err != nil {
-			f.refuse(r.GetId(), err)
+			f.refuse(r.id, err)
 			return
 		}
-		request.Consumer, request.Attempt = in.Check.GetConsumer(), in.Check.GetAttempt()
-		to := f.to(in.Check.GetPolicy())
-		to.askers, to.checks = append(to.askers, asker{id: r.GetId()}), append(to.checks, request)
-	case *pb.CheckStreamRequest_Batch:
-		f.boardBatch(r.GetId(), in.Batch)
-	case *pb.CheckStreamRequest_Settle:
-		op, err := settleOp(in.Settle.GetSettle(), "settle.settle")
+		to := f.to(in.policy)
+		to.askers, to.checks = append(to.askers, asker{id: r.id}), append(to.checks, request)
+	case *wireBatch:
+		messages, err := in.checks(f.api.Limits, "batch.messages")
 		if err != nil {
-			f.refuse(r.GetId(), err)
+			f.refuse(r.id, invalid("batch", "batch: %s", err))
 			return
 		}
-		to := f.to(in.Settle.GetPolicy())
-		to.settleIDs, to.settles = append(to.settleIDs, r.GetId()), append(to.settles, op)
+		f.boardBatch(r.id, in.policy, messages)
+	case *wireSettle:
+		op, err := in.settlement("settle.settle")
+		if err != nil {
+			f.refuse(r.id, err)
+			return
+		}
+		to := f.to(in.policy)
+		to.settleIDs, to.settles = append(to.settleIDs, r.id), append(to.settles, op)
 	default:
-		f.refuse(r.GetId(), invalid("request", "request: absent; want check, batch or settle"))
+		f.refuse(r.id, invalid("request", "request: absent; want check, batch or settle"))
 	}
 }
 
-func (f *flights) boardBatch(id uint64, in *pb.CheckBatchRequest) {
-	to := f.to(in.GetPolicy())
-	response := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(in.GetMessages()))}
-	for i, m := range in.GetMessages() {
-		request, err := f.api.request(m.GetMessage(), func() string { return fmt.Sprintf("batch.messages[%d].message", i) })
-		if err != nil {
-			response.Answers[i] = &pb.BatchAnswer{Result: &pb.BatchAnswer_Error{Error: errorPB(err)}}
+func (f *flights) boardBatch(id uint64, policy string, messages []batchMessage) {
+	to := f.to(policy)
+	response := &pb.CheckBatchResponse{Answers: make([]*pb.BatchAnswer, len(messages))}
+	for i, m := range messages {
+		if m.err != nil {
+			response.Answers[i] = &pb.BatchAnswer{Result: &pb.BatchAnswer_Error{Error: errorPB(m.err)}}
 			continue
 		}
-		request.Consumer, request.Attempt = in.GetConsumer(), m.GetAttempt()
-		to.checks = append(to.checks, request)
+		to.checks = append(to.checks, m.request)
 	}
 	to.askers = append(to.askers, asker{id: id, batch: response})
 }

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/dedupd/dedup-operator/dedupd/engine"
-	"github.com/dedupd/dedup-operator/dedupd/key"
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 )
@@ -47,27 +46,10 @@ func (s *Service) NewGRPC() *grpc.Server {
 // messageOverhead is what a request needs beside its bodies: names, headers, lengths.
 const messageOverhead = 64 << 10
 
-// grpcAPI is the gRPC face of a Service. Its batch calls are checkBatchWire and settleBatchWire.
+// grpcAPI is the gRPC face of a Service. Check and the batch calls are those by hand: see serviceDesc.
 type grpcAPI struct {
 	pb.UnimplementedDedupServiceServer
 	*Service
-}
-
-// Check implements dedupdv1.DedupServiceServer.
-func (g *grpcAPI) Check(ctx context.Context, in *pb.CheckRequest) (*pb.CheckResponse, error) {
-	request, err := g.request(in.GetMessage(), func() string { return "message" })
-	if err != nil {
-		return nil, grpcError(err)
-	}
-	request.Consumer, request.Attempt = in.GetConsumer(), in.GetAttempt()
-	answers, err := g.check(ctx, in.GetPolicy(), []engine.Request{request})
-	if err != nil {
-		return nil, grpcError(err)
-	}
-	if answers[0].Err != nil {
-		return nil, grpcError(answers[0].Err)
-	}
-	return &pb.CheckResponse{Answer: answerPB(answers[0])}, nil
 }
 
 // Complete implements dedupdv1.DedupServiceServer.
@@ -144,22 +126,6 @@ func (g *grpcAPI) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse
 		})
 	}
 	return out, nil
-}
-
-// request reads a message. Its consumer and attempt are the caller's to set. field names it,
-// should it be at fault.
-func (s *Service) request(m *pb.Message, field func() string) (engine.Request, error) {
-	var r engine.Request
-	if int64(len(m.GetBody())) > s.Limits.MaxBody {
-		return r, bodyTooLarge(field()+".body", s.Limits.MaxBody)
-	}
-	headers, err := key.NewMapHeaders(m.GetHeaders())
-	if err != nil {
-		field := field() + ".headers"
-		return r, &engine.Error{Code: engine.InvalidMessage, Field: field, Message: field + ": " + err.Error()}
-	}
-	r.Message = key.Message{Headers: headers, Body: m.GetBody()}
-	return r, nil
 }
 
 func (l Limits) fits(n int, field string) error {

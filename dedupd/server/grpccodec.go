@@ -71,14 +71,6 @@ var states = func() map[string]pb.State {
 
 func statePB(state string) pb.State { return states[state] }
 
-func settleOp(in *pb.Settle, field string) (engine.Settle, error) {
-	verb, ok := settleVerb(in.GetVerb())
-	if !ok {
-		return engine.Settle{}, unknownVerb(field, in.GetVerb())
-	}
-	return engine.Settle{Verb: verb, Key: in.GetKey(), Token: in.GetToken()}, nil
-}
-
 func settleVerb(in pb.Verb) (verb store.Verb, known bool) {
 	switch in {
 	case pb.Verb_VERB_COMPLETE:

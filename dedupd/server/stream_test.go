@@ -128,10 +128,10 @@ func TestABatchOfTooManyOnAStreamIsNotDecoded(t *testing.T) {
 	if err := newCodec(Limits{MaxBatch: 10}).Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, r); err != nil {
 		t.Fatal(err)
 	}
-	if says := "batch.messages: 100000, at most 10"; r.GetId() != 7 || r.refused == nil || !strings.Contains(r.refused.Error(), says) {
-		t.Errorf("request %d: %v, want 7: %q", r.GetId(), r.refused, says)
+	if says := "batch.messages: 100000, at most 10"; r.id != 7 || r.refused == nil || !strings.Contains(r.refused.Error(), says) {
+		t.Errorf("request %d: %v, want 7: %q", r.id, r.refused, says)
 	}
-	if r.GetRequest() != nil {
+	if r.asked != nil {
 		t.Error("it was decoded")
 	}
 }
@@ -140,7 +140,7 @@ func TestABatchOfTooManyOnAStreamIsNotDecoded(t *testing.T) {
 func TestWhatStreamsHoldIsBounded(t *testing.T) {
 	gate := &gatedStore{entered: make(chan int, 10), pass: make(chan struct{})}
 	f := start(t, func(o *options) {
-		o.limits.MaxBody, o.limits.MaxBatchBytes, o.limits.MaxInFlight = 10_000, 10_000, 2*streamCost+15_000
+		o.limits.MaxBody, o.limits.MaxBatchBytes, o.limits.MaxInFlight = 10_000, 10_000, 2*streamCost+30_000
 		o.open = gate.open
 	})
 	pass := sync.OnceFunc(func() { close(gate.pass) })

@@ -212,7 +212,7 @@ func (State) EnumDescriptor() ([]byte, []int) {
 // Message is a message as the broker delivered it, as far as the policy's key needs it.
 type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Headers, properties or attributes. Names are compared without case.
+	// Headers, properties or attributes, at most 256. Names are compared without case.
 	Headers       map[string]string `protobuf:"bytes,1,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Body          []byte            `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -811,6 +811,7 @@ func (*BatchAnswer_Answer) isBatchAnswer_Result() {}
 
 func (*BatchAnswer_Error) isBatchAnswer_Result() {}
 
+// CheckStreamRequest asks one thing.
 type CheckStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Returned with the response. Unique among the requests in flight on this stream.

@@ -18,8 +18,8 @@ import (
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
 
-// codec is protobuf's, and by hand for the two batch calls: see wireBatch for what comes. What
-// goes is already encoded. Batches on a stream are decoded by protobuf, unless they are too large.
+// codec is protobuf's, and by hand for what carries messages or several settlements: see wire for what comes. The
+// answers to batch calls are already encoded.
 type codec struct {
 	encoding.CodecV2
 	limits Limits
@@ -27,24 +27,27 @@ type codec struct {
 
 func newCodec(limits Limits) codec { return codec{encoding.GetCodecV2(proto.Name), limits} }
 
-// checkWire and settleWire are the two requests, and encoded an answer to either.
+// wireChecks and wireSettles are the two requests of lists, and encoded an answer to either.
 type (
-	checkWire  struct{ wireBatch }
-	settleWire struct{ wireBatch }
-	encoded    []byte
+	wireChecks  struct{ wireBatch }
+	wireSettles struct{ wireBatch }
+	encoded     []byte
 )
 
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch in := v.(type) {
-	case *checkWire:
-		return in.read(data.Materialize(), false, c.limits.MaxBatch)
-	case *settleWire:
-		return in.read(data.Materialize(), true, c.limits.MaxBatch)
+	case *wireCheck:
+		in.wire = wireOf(data.Materialize())
+		return in.read(in.whole())
+	case *wireChecks:
+		in.wire = wireOf(data.Materialize())
+		return in.readChecks(in.whole(), c.limits.MaxBatch)
+	case *wireSettles:
+		in.wire = wireOf(data.Materialize())
+		return in.readSettles(in.whole(), c.limits.MaxBatch)
 	case *streamRequest:
-		buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
-		defer buffer.Free()
-		return in.read(buffer.ReadOnlyData(), c.limits)
+		return in.read(data.Materialize(), c.limits)
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }
@@ -57,12 +60,14 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return c.CodecV2.Marshal(v)
 }
 
-// serviceDesc is the generated one with the batch calls by hand.
+// serviceDesc is the generated one with Check and the batch calls by hand.
 func serviceDesc() *grpc.ServiceDesc {
 	desc := pb.DedupService_ServiceDesc
 	desc.Methods = slices.Clone(desc.Methods)
 	for i := range desc.Methods {
 		switch m := &desc.Methods[i]; m.MethodName {
+		case "Check":
+			m.Handler = byHand(pb.DedupService_Check_FullMethodName, (*grpcAPI).checkWire)
 		case "CheckBatch":
 			m.Handler = byHand(pb.DedupService_CheckBatch_FullMethodName, (*grpcAPI).checkBatchWire)
 		case "SettleBatch":
@@ -73,7 +78,7 @@ func serviceDesc() *grpc.ServiceDesc {
 }
 
 // byHand is what the generated code is for a call, with a request of our own.
-func byHand[In any](method string, call func(*grpcAPI, context.Context, *In) (encoded, error)) grpc.MethodHandler {
+func byHand[In, Out any](method string, call func(*grpcAPI, context.Context, *In) (Out, error)) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 		in := new(In)
 		if err := decode(in); err != nil {
@@ -86,11 +91,26 @@ func byHand[In any](method string, call func(*grpcAPI, context.Context, *In) (en
 	}
 }
 
-func (g *grpcAPI) checkBatchWire(ctx context.Context, in *checkWire) (encoded, error) {
+func (g *grpcAPI) checkWire(ctx context.Context, in *wireCheck) (*pb.CheckResponse, error) {
+	request, err := in.check(g.Limits, "message")
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	answers, err := g.check(ctx, in.policy, []engine.Request{request})
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	if answers[0].Err != nil {
+		return nil, grpcError(answers[0].Err)
+	}
+	return &pb.CheckResponse{Answer: answerPB(answers[0])}, nil
+}
+
+func (g *grpcAPI) checkBatchWire(ctx context.Context, in *wireChecks) (encoded, error) {
 	if err := g.Limits.fits(in.count, "messages"); err != nil {
 		return nil, grpcError(err)
 	}
-	messages, err := in.messages(g.Limits.MaxBody)
+	messages, err := in.checks(g.Limits, "messages")
 	if err != nil {
 		return nil, wireError(err)
 	}
@@ -101,7 +121,7 @@ func (g *grpcAPI) checkBatchWire(ctx context.Context, in *checkWire) (encoded, e
 	return encodeAnswers(answers), nil
 }
 
-func (g *grpcAPI) settleBatchWire(ctx context.Context, in *settleWire) (encoded, error) {
+func (g *grpcAPI) settleBatchWire(ctx context.Context, in *wireSettles) (encoded, error) {
 	if err := g.Limits.fits(in.count, "settles"); err != nil {
 		return nil, grpcError(err)
 	}
