@@ -101,9 +101,9 @@ func (o *serveOptions) validate() error {
 	if o.maxPending < o.limits.MaxBatch {
 		return fmt.Errorf("--max-pending: %d; want at least --max-batch, %d, or such a batch would always be refused", o.maxPending, o.limits.MaxBatch)
 	}
-	if need := max(o.limits.MaxBody, o.limits.MaxBatchBytes) + server.RequestCost; o.limits.MaxInFlight < need {
-		return fmt.Errorf("--max-in-flight: %d; want at least --max-body and --max-batch-bytes and %d for the request, so %d",
-			o.limits.MaxInFlight, server.RequestCost, need)
+	if need := o.limits.Largest(); o.limits.MaxInFlight < need {
+		return fmt.Errorf("--max-in-flight: %d; want at least %d, which one request may hold by --max-body, --max-batch-bytes and --max-batch",
+			o.limits.MaxInFlight, need)
 	}
 	for name, d := range map[string]time.Duration{
 		"--store-timeout": o.storeTimeout, "--header-timeout": o.timing.ReadHeader,

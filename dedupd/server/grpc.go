@@ -31,7 +31,7 @@ var keepalivePolicy = keepalive.EnforcementPolicy{MinTime: 10 * time.Second, Per
 // NewGRPC returns a gRPC server with the service registered.
 func (s *Service) NewGRPC() *grpc.Server {
 	server := grpc.NewServer(
-		grpc.MaxRecvMsgSize(int(max(s.Limits.MaxBatchBytes, s.Limits.MaxBody))+messageOverhead),
+		grpc.MaxRecvMsgSize(int(s.Limits.largestText())),
 		grpc.MaxHeaderListSize(uint32(s.Limits.MaxHeader)),
 		grpc.ForceServerCodecV2(newCodec(s.Limits)),
 		grpc.KeepaliveParams(keepaliveParams),
@@ -42,9 +42,6 @@ func (s *Service) NewGRPC() *grpc.Server {
 	server.RegisterService(serviceDesc(), &grpcAPI{Service: s})
 	return server
 }
-
-// messageOverhead is what a request needs beside its bodies: names, headers, lengths.
-const messageOverhead = 64 << 10
 
 // grpcAPI is the gRPC face of a Service. Check and the batch calls are those by hand: see serviceDesc.
 type grpcAPI struct {

@@ -13,9 +13,22 @@ import (
 // What a request, or a stream, is taken to hold in memory beside its body: buffers of its
 // connection, headers, the stack of its goroutine. Counting it bounds how many there are too.
 const (
-	RequestCost = 8 << 10
+	requestCost = 8 << 10
 	streamCost  = 64 << 10
+
+	messageCost = 256 // each on a stream, beside its text
 )
+
+// Largest is what the largest request that the limits allow is taken to hold in memory: a batch on a stream.
+func (l Limits) Largest() int64 {
+	return streamCost + 2*l.largestText() + int64(l.MaxBatch)*messageCost
+}
+
+// largestText is how long a request over gRPC may be.
+func (l Limits) largestText() int64 { return max(l.MaxBatchBytes, l.MaxBody) + messageOverhead }
+
+// messageOverhead is what a request needs beside its bodies: names, headers, lengths.
+const messageOverhead = 64 << 10
 
 // inFlight is the memory that the requests being answered hold. What would exceed the bound
 // is refused before its body is read over HTTP, and as soon as it is over gRPC, which reads
@@ -58,7 +71,7 @@ func (s *Service) admitted(limit int64, next http.HandlerFunc) http.HandlerFunc 
 		case size > limit:
 			size = 0
 		}
-		size += RequestCost
+		size += requestCost
 		if !s.inFlight.take(size) {
 			s.Metrics.refused.WithLabelValues("http").Inc()
 			writeProblem(w, errInFlight)
@@ -79,5 +92,5 @@ func sizeOf(req any) int64 {
 	if !ofPolicy || !ok {
 		return 0
 	}
-	return RequestCost + int64(proto.Size(m))
+	return requestCost + int64(proto.Size(m))
 }

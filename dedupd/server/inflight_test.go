@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/dedupd/dedup-operator/dedupd/proto/v1"
 )
@@ -15,7 +16,7 @@ import (
 func TestWhatExceedsMemoryIsRefused(t *testing.T) {
 	gate := &gatedStore{entered: make(chan int, 1), pass: make(chan struct{})}
 	f := start(t, func(o *options) {
-		o.limits.MaxBody, o.limits.MaxBatchBytes, o.limits.MaxInFlight = 1000, 1000, 1000+RequestCost
+		o.limits.MaxBody, o.limits.MaxBatchBytes, o.limits.MaxInFlight = 1000, 1000, 1000+requestCost
 		o.open = gate.open
 	})
 	body := strings.Repeat("x", 1000)
@@ -64,5 +65,36 @@ func TestWhatExceedsMemoryIsRefused(t *testing.T) {
 	}
 	if n := f.inFlight.held.Load(); n != 0 {
 		t.Errorf("%d bytes held when nobody waits", n)
+	}
+}
+
+// Where one request is all that there is memory for, it may be the largest.
+func TestTheLargestRequestIsAnsweredAtTheLeastMemory(t *testing.T) {
+	f := start(t, func(o *options) {
+		o.limits.MaxBody, o.limits.MaxBatch, o.limits.MaxBatchBytes = 50_000, 2, 100_000
+		o.limits.MaxInFlight = o.limits.Largest()
+	})
+	largest := id("1")
+	largest.Headers["padding"] = strings.Repeat("x", messageOverhead-200)
+	largest.Body = make([]byte, 50_000)
+	other := id("2")
+	other.Body = largest.GetBody()
+	batch := &pb.CheckBatchRequest{Policy: "ids", Consumer: "a", Messages: []*pb.BatchMessage{{Message: largest}, {Message: other}}}
+	if size, most := proto.Size(batch), int(f.Limits.largestText()); size > most || size < most-200 {
+		t.Fatalf("the batch has %d bytes, and at most are %d", size, most)
+	}
+	if response, err := f.rpc.CheckBatch(ctx(t), batch); err != nil || response.GetAnswers()[1].GetAnswer() == nil {
+		t.Errorf("%v, %v", response, err)
+	}
+	stream, err := f.rpc.CheckStream(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch.Messages[0].Message.Headers["padding"] = strings.Repeat("x", messageOverhead-250)
+	if err := stream.Send(&pb.CheckStreamRequest{Request: &pb.CheckStreamRequest_Batch{Batch: batch}}); err != nil {
+		t.Fatal(err)
+	}
+	if response, err := stream.Recv(); err != nil || len(response.GetBatch().GetAnswers()) != 2 {
+		t.Errorf("on a stream: %v, %v", response, err)
 	}
 }

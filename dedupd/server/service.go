@@ -21,7 +21,7 @@ type Limits struct {
 	MaxBatch      int   // messages or settlements of one batch
 	MaxBatchBytes int64 // bytes of one batch as it travels
 	MaxHeader     int   // bytes of a request's headers
-	MaxInFlight   int64 // bytes of all requests being answered; at least of one of the largest and RequestCost
+	MaxInFlight   int64 // bytes of all requests being answered; at least those of the Largest
 }
 
 // Options are what a Service is made of. All are required.

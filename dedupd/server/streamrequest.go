@@ -44,8 +44,7 @@ func (r *streamRequest) read(data []byte, limits Limits) error {
 		}
 		r.messages = max(batch.count, 1)
 	}
-	const each = 256 // what a message holds beside its text
-	r.bytes = int64(r.messages)*each + 2*int64(len(data))
+	r.bytes = int64(r.messages)*messageCost + 2*int64(len(data))
 	return nil
 }
 

@@ -29,7 +29,7 @@ func wireOf(data []byte) wire { return wire{string(data), data} }
 func (w *wire) whole() span { return span{0, len(w.data)} }
 
 // held is what it holds in memory.
-func (w *wire) held() int64 { return RequestCost + 2*int64(len(w.data)) }
+func (w *wire) held() int64 { return requestCost + 2*int64(len(w.data)) }
 
 // span is a part of a request.
 type span struct{ from, to int }
