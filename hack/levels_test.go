@@ -18,7 +18,7 @@ const module = "github.com/dedupd/dedup-operator"
 var levels = [][]string{
 	{"api/v1alpha1", "dedupd/key", "dedupd/record", "dedupd/status", "dedupd/caller", "dedupd/caller/callertest", "dedupd/proto/v1", "dedupd/cgroup"},
 	{"dedupd/policy", "dedupd/message", "dedupd/client"},
-	{"dedupd/store", "dedupd/store/faulttest", "dedupd/store/mounted", "dedupd/podspec"},
+	{"dedupd/store", "dedupd/store/faulttest", "dedupd/store/mounted", "dedupd/store/unreached", "dedupd/podspec"},
 	{"dedupd/store/memory", "dedupd/store/redis", "dedupd/store/postgres", "dedupd/store/gather", "dedupd/store/nearcache", "dedupd/store/storetest", "dedupd/engine", "controllers/render", "webhook", "webhook/certs"},
 	{"dedupd/server", "dedupd/server/servertest", "controllers"},
 	{".", "dedupd"},

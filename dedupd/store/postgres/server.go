@@ -16,14 +16,15 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store/mounted"
+	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // server is how the server is reached: addresses, TLS and credentials.
 type server struct {
+	unreached.Server
 	spec    v1alpha1.PostgresStore
 	hosts   []endpoint
 	secrets mounted.Secrets
-	timeout time.Duration
 
 	// lastDial is why no connection could be made, until one is made. A call that waits for a
 	// connection ends at its deadline, and this says what it waited for.
@@ -41,9 +42,9 @@ type endpoint struct {
 
 func newServer(o Options) (*server, error) {
 	s := &server{
+		Server:  unreached.Server{Field: "store.postgres", Addresses: o.Spec.Addresses, Timeout: o.Timeout},
 		spec:    o.Spec,
 		secrets: mounted.Secrets{Dir: o.SecretsDir, Field: "store.postgres"},
-		timeout: o.Timeout,
 	}
 	for _, a := range o.Spec.Addresses {
 		host, port, err := net.SplitHostPort(a)
@@ -71,7 +72,7 @@ func (s *server) poolConfig() (*pgxpool.Config, error) {
 	c.Database = s.spec.Database
 	c.Password = ""
 	c.RequireAuth, c.ChannelBinding, c.SSLNegotiation, c.SSLCertMode = "", "prefer", "postgres", "allow"
-	c.ConnectTimeout = s.timeout / time.Duration(len(s.hosts)) // one that swallows leaves time for the next
+	c.ConnectTimeout = s.Timeout / time.Duration(len(s.hosts)) // one that swallows leaves time for the next
 	// A host that has vanished is noticed on idle connections too, within seconds.
 	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	c.DialFunc = s.dial(dialer)
@@ -82,7 +83,7 @@ func (s *server) poolConfig() (*pgxpool.Config, error) {
 		// Every statement of a function has to see what others have committed meanwhile.
 		"default_transaction_isolation": "read committed",
 		// What nobody waits for any more ends, and a little before, so that the server says why.
-		"statement_timeout": strconv.FormatInt(max((s.timeout-s.timeout/10).Milliseconds(), 1), 10),
+		"statement_timeout": strconv.FormatInt(max((s.Timeout-s.Timeout/10).Milliseconds(), 1), 10),
 	}
 	config.MaxConns = maxConns
 	config.MinConns, config.MinIdleConns = 0, 0
@@ -147,7 +148,7 @@ func (s *server) dial(dialer *net.Dialer) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
-			failed := &dialError{addr: addr, err: err}
+			failed := &unreached.Dial{Addr: addr, Err: err}
 			if !errors.Is(err, context.Canceled) {
 				s.lastDial.Store(&failure{failed})
 			}
@@ -156,12 +157,3 @@ func (s *server) dial(dialer *net.Dialer) pgconn.DialFunc {
 		return conn, nil
 	}
 }
-
-// dialError is why there is no connection to an address.
-type dialError struct {
-	addr string
-	err  error
-}
-
-func (e *dialError) Error() string { return fmt.Sprintf("dial %s: %v", e.addr, e.err) }
-func (e *dialError) Unwrap() error { return e.err }

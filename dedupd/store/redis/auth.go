@@ -114,9 +114,9 @@ func (s *server) worthWaiting(shown credentials) bool {
 // almost ends shortly before ctx does, so that there is time to say why.
 func (s *server) almost(ctx context.Context) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok {
-		return context.WithDeadline(ctx, end.Add(-s.timeout/10))
+		return context.WithDeadline(ctx, end.Add(-s.Timeout/10))
 	}
-	return context.WithTimeout(ctx, s.timeout)
+	return context.WithTimeout(ctx, s.Timeout)
 }
 
 // isRefusal says whether the server does not let this user in, or not do this.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
+	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // With store.redis.durability nothing is granted before enough replicas have it.
@@ -151,7 +152,7 @@ func (d *durable) missing(a acknowledged) error {
 	default:
 		text = field + ": not known to be on replicas: " + d.store.server.unavailable(a.err)
 	}
-	return &problem{text: text, kinds: []error{store.ErrUnavailable}}
+	return &unreached.Problem{Text: text, Kinds: []error{store.ErrUnavailable}}
 }
 
 // acknowledgements are those of the commands, and of the operations, of one Apply.

@@ -3,12 +3,9 @@ package redis
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"strings"
 	"syscall"
 
@@ -17,17 +14,8 @@ import (
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/mounted"
+	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
-
-// problem is an error in the words of the one who wrote the policy: the field, its value and
-// what would be right.
-type problem struct {
-	text  string
-	kinds []error
-}
-
-func (p *problem) Error() string   { return p.text }
-func (p *problem) Unwrap() []error { return p.kinds }
 
 // isReply says whether the error is the server's answer, and not the lack of one.
 func isReply(err error) bool {
@@ -42,26 +30,18 @@ func (s *server) explain(err error, key string) error {
 		if isReply(err) {
 			what = store.ErrCorrupt.Error() + ": a value of another type"
 		}
-		return &problem{
-			text:  fmt.Sprintf("store.redis.keyPrefix: under the key %q stands %s; give dedupd a prefix, or a server, that nothing else writes to", key, what),
-			kinds: []error{store.ErrCorrupt, store.ErrUnavailable, err},
+		return &unreached.Problem{
+			Text:  fmt.Sprintf("store.redis.keyPrefix: under the key %q stands %s; give dedupd a prefix, or a server, that nothing else writes to", key, what),
+			Kinds: []error{store.ErrCorrupt, store.ErrUnavailable, err},
 		}
 	}
 	if redis.HasErrorPrefix(err, "OOM ") {
-		return &problem{
-			text:  s.at("", "the server is out of memory (OOM) and evicts nothing: raise its maxmemory, or shorten ttl"),
-			kinds: []error{store.ErrUnavailable, store.ErrFull, err},
+		return &unreached.Problem{
+			Text:  s.At("", "the server is out of memory (OOM) and evicts nothing: raise its maxmemory, or shorten ttl"),
+			Kinds: []error{store.ErrUnavailable, store.ErrFull, err},
 		}
 	}
-	return &problem{text: s.unavailable(err), kinds: []error{store.ErrUnavailable, err}}
-}
-
-// at names the field that is at fault, with the address if one is known and all of them if not.
-func (s *server) at(addr, what string) string {
-	if addr == "" {
-		addr = strings.Join(s.spec.Addresses, ", ")
-	}
-	return fmt.Sprintf("store.redis.addresses %s: %s", addr, what)
+	return &unreached.Problem{Text: s.unavailable(err), Kinds: []error{store.ErrUnavailable, err}}
 }
 
 func (s *server) unavailable(err error) string {
@@ -75,84 +55,40 @@ func (s *server) unavailable(err error) string {
 	if isReply(err) {
 		return s.refused(err)
 	}
-	var dial *dialError
+	var (
+		dial   *unreached.Dial
+		notTLS tls.RecordHeaderError
+	)
 	if !errors.As(err, &dial) && errors.Is(err, context.DeadlineExceeded) {
 		// The call has waited for a connection that could not be made: the last attempt says why.
-		dial = s.lastDial.Load()
+		if dial = s.lastDial.Load(); dial != nil {
+			err = dial
+		}
+	}
+	switch {
+	case dial != nil && errors.As(err, &notTLS):
+		return s.At(dial.Addr, "the server does not speak TLS there: name its TLS port, or remove store.redis.tls")
+	case dial != nil && errors.Is(err, errHandshake) && unreached.IsTimeout(err):
+		return s.At(dial.Addr, fmt.Sprintf("no answer to the TLS handshake within %s: name the server's TLS port, or remove store.redis.tls", s.Timeout))
+	case errors.Is(err, redis.ErrPoolTimeout):
+		return s.At("", "every connection is busy: the server is too slow for what is asked of it")
+	}
+	if why := s.Why(err); why != "" {
+		return why
 	}
 	switch {
 	case dial != nil:
-		return s.undialled(dial)
-	case isAlert(err):
-		// With TLS 1.3 the server speaks of the client's certificate after the handshake.
-		return s.at("", badClientCert(err))
-	case errors.Is(err, context.Canceled):
-		return s.at("", "the caller gave up before the server answered")
-	case errors.Is(err, redis.ErrPoolTimeout):
-		return s.at("", "every connection is busy: the server is too slow for what is asked of it")
-	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-		return s.at("", fmt.Sprintf("no answer in time, which is %s at most: the server is down, overloaded or behind a firewall", s.timeout))
+		return s.At(dial.Addr, dial.Err.Error())
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		other := "it wants TLS, for which store.redis.tls has to be set"
 		if s.spec.TLS != nil {
 			other = "it does not accept the client certificate, see store.redis.tls.clientSecretRef"
 		}
-		return s.at("", "the server closed the connection: it went down, or "+other)
+		return s.At("", "the server closed the connection: it went down, or "+other)
+	case strings.HasPrefix(err.Error(), "redis: can't parse"):
+		return s.At("", "what answers there is no Redis server: "+err.Error())
 	}
-	if strings.HasPrefix(err.Error(), "redis: can't parse") {
-		return s.at("", "what answers there is no Redis server: "+err.Error())
-	}
-	return s.at("", err.Error())
-}
-
-func isTimeout(err error) bool {
-	var netErr net.Error
-	return errors.As(err, &netErr) && netErr.Timeout() || errors.Is(err, os.ErrDeadlineExceeded)
-}
-
-// undialled says why there is no connection.
-func (s *server) undialled(d *dialError) string {
-	var (
-		dns       *net.DNSError
-		untrusted x509.UnknownAuthorityError
-		misnamed  x509.HostnameError
-		expired   x509.CertificateInvalidError
-		notTLS    tls.RecordHeaderError
-	)
-	switch {
-	case errors.As(d.err, &dns) && dns.IsNotFound:
-		return s.at(d.addr, "no such host")
-	case errors.As(d.err, &dns):
-		return s.at(d.addr, "the name is not resolved: "+dns.Err)
-	case errors.Is(d.err, syscall.ECONNREFUSED):
-		return s.at(d.addr, "connection refused: nothing listens there")
-	case errors.As(d.err, &untrusted):
-		return s.at(d.addr, "the server's certificate is of an unknown authority: name the Secret with its ca.crt in store.redis.tls.caSecretRef")
-	case errors.As(d.err, &misnamed):
-		return s.at(d.addr, misnamed.Error()+": set store.redis.tls.serverName to a name that the certificate bears")
-	case errors.As(d.err, &expired):
-		return s.at(d.addr, "the server's certificate is not valid: "+expired.Error())
-	case errors.As(d.err, &notTLS):
-		return s.at(d.addr, "the server does not speak TLS there: name its TLS port, or remove store.redis.tls")
-	case isAlert(d.err):
-		return s.at(d.addr, badClientCert(d.err))
-	case errors.Is(d.err, errHandshake) && (isTimeout(d.err) || errors.Is(d.err, context.DeadlineExceeded)):
-		return s.at(d.addr, fmt.Sprintf("no answer to the TLS handshake within %s: name the server's TLS port, or remove store.redis.tls", s.timeout))
-	case isTimeout(d.err), errors.Is(d.err, context.DeadlineExceeded):
-		return s.at(d.addr, fmt.Sprintf("no connection within %s: the server is down or behind a firewall", s.timeout))
-	}
-	return s.at(d.addr, d.err.Error())
-}
-
-// isAlert says whether the server itself ended the TLS connection. The type of its alert is
-// not exported.
-func isAlert(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error"
-}
-
-func badClientCert(err error) string {
-	return fmt.Sprintf("the server ends the TLS connection (%v): if it wants a client certificate, name the Secret with tls.crt and tls.key in store.redis.tls.clientSecretRef", err)
+	return s.At("", err.Error())
 }
 
 // refusals are the server's answers that a user can do something about, by how they begin.
@@ -182,21 +118,21 @@ const aSentinel = "a sentinel, for which store.redis.mode has to be Sentinel"
 func (s *server) refused(err error) string {
 	for _, r := range refusals {
 		if redis.HasErrorPrefix(err, r.prefix) {
-			return s.at("", r.advice)
+			return s.At("", r.advice)
 		}
 	}
 	ref := s.spec.CredentialsSecretRef
 	switch {
 	case redis.HasErrorPrefix(err, "unknown command") && s.spec.Mode == v1alpha1.RedisSentinel:
-		return s.at("", "what answers there is no sentinel: name the sentinels, or set store.redis.mode: Standalone")
+		return s.At("", "what answers there is no sentinel: name the sentinels, or set store.redis.mode: Standalone")
 	case redis.HasErrorPrefix(err, "unknown command"):
-		return s.at("", "the server lacks a command that dedupd needs: it is "+aSentinel+", or older than Redis 7.0 or Valkey 7.2")
+		return s.At("", "the server lacks a command that dedupd needs: it is "+aSentinel+", or older than Redis 7.0 or Valkey 7.2")
 	case redis.HasErrorPrefix(err, "NOPERM "):
 		needed := "set, get, pttl, del, eval, evalsha"
 		if layout(s.spec) != nil {
 			needed += ", hget, hset, hdel, hlen, hscan, pexpire, time"
 		}
-		return s.at("", fmt.Sprintf("the server's user may not do what dedupd has to, which is %s, ping and info on the keys of keyPrefix: %s", needed, reply(err)))
+		return s.At("", fmt.Sprintf("the server's user may not do what dedupd has to, which is %s, ping and info on the keys of keyPrefix: %s", needed, reply(err)))
 	case redis.IsAuthError(err) && ref == nil:
 		return "store.redis.credentialsSecretRef: not set, but the server wants a password: name a Secret with the key password, and username if it has users"
 	case redis.IsAuthError(err):
@@ -204,7 +140,7 @@ func (s *server) refused(err error) string {
 	case redis.HasErrorPrefix(err, "AUTH "):
 		return fmt.Sprintf("%s: the server has no password: remove it", s.secrets.CredentialsField())
 	}
-	return s.at("", reply(err))
+	return s.At("", reply(err))
 }
 
 // reply is the text of the server's answer.

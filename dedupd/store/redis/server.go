@@ -12,21 +12,22 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store/mounted"
+	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // server is how the server is reached: addresses, TLS and credentials. Every file is read
 // when a connection is made, so that what was rotated is in use from the next connection on,
 // and within connectionLife everywhere.
 type server struct {
+	unreached.Server
 	spec    v1alpha1.RedisStore
 	secrets mounted.Secrets
-	timeout time.Duration
 	now     func() time.Time
 	log     *slog.Logger
 
 	// lastDial is why no connection could be made, until one is made. A call that waits for a
 	// connection ends at its deadline, and this says what it waited for.
-	lastDial  atomic.Pointer[dialError]
+	lastDial  atomic.Pointer[unreached.Dial]
 	connected atomic.Bool // once there has been a connection
 
 	refusal atomic.Pointer[refusal] // of the credentials that were shown last; nil: they were accepted
@@ -34,25 +35,17 @@ type server struct {
 
 func newServer(o Options) *server {
 	return &server{
-		spec: o.Spec, timeout: o.Timeout, now: o.Now, log: o.Log,
+		Server: unreached.Server{Field: "store.redis", Addresses: o.Spec.Addresses, Timeout: o.Timeout},
+		spec:   o.Spec, now: o.Now, log: o.Log,
 		secrets: mounted.Secrets{Dir: o.SecretsDir, Field: "store.redis"},
 	}
 }
-
-// dialError is why there is no connection to an address.
-type dialError struct {
-	addr string
-	err  error
-}
-
-func (e *dialError) Error() string { return fmt.Sprintf("dial %s: %v", e.addr, e.err) }
-func (e *dialError) Unwrap() error { return e.err }
 
 // dial makes a connection, with TLS if the policy says so.
 func (s *server) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := s.connect(ctx, network, addr)
 	if err != nil {
-		failed := &dialError{addr: addr, err: err}
+		failed := &unreached.Dial{Addr: addr, Err: err}
 		s.lastDial.Store(failed)
 		return nil, failed
 	}
@@ -62,7 +55,7 @@ func (s *server) dial(ctx context.Context, network, addr string) (net.Conn, erro
 }
 
 func (s *server) connect(ctx context.Context, network, addr string) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: s.timeout}
+	dialer := &net.Dialer{Timeout: s.Timeout}
 	if s.spec.TLS == nil {
 		return dialer.DialContext(ctx, network, addr)
 	}
@@ -80,7 +73,7 @@ func (s *server) connect(ctx context.Context, network, addr string) (net.Conn, e
 	}
 	if !s.connected.Load() {
 		// A server that speaks no TLS does not answer, and the call's deadline may come first.
-		s.lastDial.Store(&dialError{addr: addr, err: fmt.Errorf("%w: %w", errHandshake, context.DeadlineExceeded)})
+		s.lastDial.Store(&unreached.Dial{Addr: addr, Err: fmt.Errorf("%w: %w", errHandshake, context.DeadlineExceeded)})
 	}
 	conn := tls.Client(plain, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
