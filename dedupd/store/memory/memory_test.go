@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,29 +14,9 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
 )
 
-// clock is a clock that tests move.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func newClock() *clock { return &clock{now: time.UnixMilli(1_700_000_000_000)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
 func TestConformance(t *testing.T) {
 	storetest.Run(t, func(testing.TB) storetest.Fixture {
-		c := newClock()
+		c := storetest.NewClock()
 		return storetest.Fixture{
 			Store:   memory.New(memory.Options{MaxEntries: 1_000_000, Now: c.Now}),
 			Advance: c.Advance,
@@ -56,7 +35,7 @@ func apply(s store.Store, op store.Op) store.Result {
 }
 
 func TestAFullStoreRefusesWhatIsNewAndForgetsNothing(t *testing.T) {
-	c := newClock()
+	c := storetest.NewClock()
 	s := memory.New(memory.Options{MaxEntries: 3, Now: c.Now})
 	for i := range 3 {
 		if r := apply(s, mark(fmt.Sprint(i), "a", time.Duration(i+1)*time.Minute)); r.Outcome != store.Granted {
@@ -95,7 +74,7 @@ func TestAFullStoreRefusesWhatIsNewAndForgetsNothing(t *testing.T) {
 }
 
 func TestAFullStoreLetsClaimsBeTakenOverAndSettled(t *testing.T) {
-	c := newClock()
+	c := storetest.NewClock()
 	s := memory.New(memory.Options{MaxEntries: 1, Now: c.Now})
 	claim := mark("k", "a", time.Hour)
 	claim.Verb, claim.Lease = store.Claim, time.Minute
@@ -116,7 +95,7 @@ func TestAFullStoreLetsClaimsBeTakenOverAndSettled(t *testing.T) {
 }
 
 func TestHealthSaysThatARestartForgets(t *testing.T) {
-	clock := newClock()
+	clock := storetest.NewClock()
 	born := clock.Now()
 	s := memory.New(memory.Options{MaxEntries: 1, Now: clock.Now})
 	clock.Advance(time.Hour)

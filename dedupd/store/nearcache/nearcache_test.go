@@ -23,30 +23,10 @@ import (
 
 const maxAge = 10 * time.Second
 
-// clock is a clock that tests move.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time // guarded by mu
-}
-
-func newClock() *clock { return &clock{now: time.UnixMilli(1_700_000_000_000)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
 // Trusted for an hour: whatever the suite does, only what this process knows makes the answers right.
 func TestConformanceOverMemory(t *testing.T) {
 	storetest.Run(t, func(testing.TB) storetest.Fixture {
-		c := newClock()
+		c := storetest.NewClock()
 		return storetest.Fixture{
 			Store: nearcache.New(memory.New(memory.Options{MaxEntries: 1_000_000, Now: c.Now}),
 				nearcache.Options{MaxEntries: 1000, MaxAge: time.Hour, Now: c.Now}),
@@ -176,7 +156,7 @@ func TestTheSuiteFindsNaiveCaches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			failures := storetest.Failures(t, func(testing.TB) storetest.Fixture {
-				c := newClock()
+				c := storetest.NewClock()
 				return storetest.Fixture{
 					Store: &naive{
 						Store: memory.New(memory.Options{MaxEntries: 1_000_000, Now: c.Now}), claims: test.claims, forget: test.forget,
@@ -195,7 +175,7 @@ func TestTheSuiteFindsNaiveCaches(t *testing.T) {
 // bench is a cache over a memory store that counts what it is asked, and can be held.
 type bench struct {
 	*nearcache.Store
-	clock *clock
+	clock *storetest.Clock
 	under *counted
 	hits  int
 }
@@ -236,7 +216,7 @@ func (c *counted) holding(hold func(ops []store.Op) <-chan error) {
 }
 
 func newBench(maxEntries int) *bench {
-	c := newClock()
+	c := storetest.NewClock()
 	b := &bench{clock: c, under: &counted{Store: memory.New(memory.Options{MaxEntries: 1_000_000, Now: c.Now})}}
 	b.Store = nearcache.New(b.under, nearcache.Options{MaxEntries: maxEntries, MaxAge: maxAge, Now: c.Now, Hits: func(n int) { b.hits += n }})
 	return b
