@@ -131,7 +131,7 @@ func (w *wire) name(at span) (string, error) {
 	return strings.Clone(s), err
 }
 
-// message reads a Message. Its headers are appended to pairs, as long as these are no more than most.
+// message reads a Message. Its headers are appended to pairs, until these are one more than most: then there are too many.
 func (w *wire) message(at span, m *key.Message, pairs wireHeaders, most int) (wireHeaders, error) {
 	err := w.each(at, func(f field) error {
 		switch f.tag {
