@@ -5,8 +5,8 @@ package apiservertest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // Server is an API server at work.
@@ -88,15 +89,12 @@ func Scheme() *runtime.Scheme {
 // FreePort is a port of this machine for the API server to call, or for a process that calls it.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.On("") // the webhook listens everywhere
 	if err != nil {
 		tb.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	return port
+	n, _ := strconv.Atoi(port)
+	return n
 }
 
 // Poll waits until the function returns nil, for a minute at most: the API server takes up what is

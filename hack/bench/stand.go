@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // stand is where everything is measured: a directory, and the processes in it.
@@ -106,13 +108,15 @@ type redisServer struct {
 	client *redis.Client // for the bench's own questions
 }
 
+const loopback = "127.0.0.1"
+
 func (s *stand) startRedis(ctx context.Context) (*redisServer, error) {
-	addr, err := freeAddr()
+	port, err := freeport.On(loopback)
 	if err != nil {
 		return nil, err
 	}
-	_, port, _ := net.SplitHostPort(addr)
-	p, err := s.start("redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", s.dir, "--save", "", "--appendonly", "no")
+	addr := net.JoinHostPort(loopback, port)
+	p, err := s.start("redis-server", "--bind", loopback, "--port", port, "--dir", s.dir, "--save", "", "--appendonly", "no")
 	if err != nil {
 		return nil, fmt.Errorf("%w; install redis-server (apt-get install redis-server)", err)
 	}
@@ -146,9 +150,11 @@ func (s *stand) startDedupd(ctx context.Context, redis string, policies ...strin
 	}
 	d := &daemon{}
 	for _, addr := range []*string{&d.http, &d.grpc, &d.pprof} {
-		if *addr, err = freeAddr(); err != nil {
+		port, err := freeport.On(loopback)
+		if err != nil {
 			return nil, err
 		}
+		*addr = net.JoinHostPort(loopback, port)
 	}
 	program, err := filepath.Abs(s.dedupd)
 	if err != nil {
@@ -179,13 +185,4 @@ func ask(ctx context.Context, url string) error {
 		return errors.New(response.Status)
 	}
 	return nil
-}
-
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // Where config/default puts the operator.
@@ -44,7 +45,7 @@ func (s *stage) build(ctx context.Context) error {
 }
 
 func (s *stage) startRedis(ctx context.Context) error {
-	port, err := freePort()
+	port, err := freeport.On("")
 	if err != nil {
 		return err
 	}
@@ -110,11 +111,11 @@ func (s *stage) install(ctx context.Context) error {
 }
 
 func (s *stage) startOperator(ctx context.Context) error {
-	port, err := freePort()
+	port, err := freeport.On("")
 	if err != nil {
 		return err
 	}
-	probes, err := freePort()
+	probes, err := freeport.On("")
 	if err != nil {
 		return err
 	}

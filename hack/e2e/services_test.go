@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // Redis and RabbitMQ run on this machine, at an address that only the cluster's pods reach.
@@ -69,12 +71,7 @@ func (p *process) kill() {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
+	port, err := freeport.On(host)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/hack/apiservertest"
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // cluster is an API server with the operator as a process of its own.
@@ -98,7 +98,7 @@ func (c *cluster) startManager(ctx context.Context) error {
 	if err := os.WriteFile(kubeconfig, c.server.KubeConfig, 0o600); err != nil {
 		return err
 	}
-	port, err := freePort()
+	port, err := freeport.On("")
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (c *cluster) startManager(ctx context.Context) error {
 	if err := c.installWebhook(ctx); err != nil {
 		return err
 	}
-	probes, err := freePort()
+	probes, err := freeport.On("")
 	if err != nil {
 		return err
 	}
@@ -293,13 +293,4 @@ func (c *cluster) cpuSeconds() (float64, error) {
 	system, systemErr := strconv.ParseFloat(fields[12], 64)
 	const ticks = 100 // a second, on Linux
 	return (user + system) / ticks, errors.Join(userErr, systemErr)
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, errors.Join(err, l.Close())
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store/postgres"
 	"github.com/dedupd/dedup-operator/dedupd/store/postgres/postgrestest"
 	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 func TestMain(m *testing.M) { os.Exit(postgrestest.Main(m)) }
@@ -93,12 +94,11 @@ func eventually(t *testing.T, what string, done func() bool) {
 
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.On("127.0.0.1")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", port)
 }
 
 func TestConformance(t *testing.T) {

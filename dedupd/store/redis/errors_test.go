@@ -15,6 +15,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis"
 	"github.com/dedupd/dedup-operator/dedupd/store/redis/redistest"
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // secrets writes files like those of mounted Secrets and returns their folder.
@@ -302,12 +303,11 @@ func TestEachFailureSaysWhatWouldBeRight(t *testing.T) {
 
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.On("127.0.0.1")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", port)
 }
 
 func TestOptionsThatCannotWorkAreRefused(t *testing.T) {

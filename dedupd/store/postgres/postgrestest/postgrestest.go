@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // Server is a PostgreSQL server on a loopback port, with a folder of its own. It ends with
@@ -390,10 +392,9 @@ func give(tb testing.TB, path string) {
 
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.On("127.0.0.1")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", port)
 }

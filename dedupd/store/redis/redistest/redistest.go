@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/dedupd/dedup-operator/hack/freeport"
 )
 
 // Server is a redis-server on a loopback port, with a folder of its own. It ends with the test.
@@ -101,12 +103,11 @@ func (c Config) Start(tb testing.TB, args ...string) *Server {
 
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.On("127.0.0.1")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", port)
 }
 
 // start starts the process and reports whether it answers.
