@@ -19,6 +19,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/record"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
 )
 
 func TestOnlyTheFirstOfEqualMessagesIsFresh(t *testing.T) {
@@ -115,15 +116,15 @@ func outcomes(answers []engine.Answer) string {
 }
 
 func TestADuplicateSaysWhenTheMessageWasFirstSeen(t *testing.T) {
-	c := newClock()
+	c := storetest.NewClock()
 	var ages []time.Duration
-	e := engine.New(compile(t), memory.New(memory.Options{MaxEntries: 10, Now: c.now}), engine.Options{
-		Now:     c.now,
+	e := engine.New(compile(t), memory.New(memory.Options{MaxEntries: 10, Now: c.Now}), engine.Options{
+		Now:     c.Now,
 		Observe: engine.Observer{Duplicate: func(age time.Duration) { ages = append(ages, age) }},
 	})
-	first := c.now()
+	first := c.Now()
 	check(t, e, message("a"))
-	c.step(90 * time.Second)
+	c.Advance(90 * time.Second)
 	a := check(t, e, message("a"))
 	if a.Decision != engine.Duplicate || !a.FirstSeen.Equal(first) {
 		t.Errorf("%s, first seen %s, want DUPLICATE, %s", a.Decision, a.FirstSeen, first)
@@ -131,7 +132,7 @@ func TestADuplicateSaysWhenTheMessageWasFirstSeen(t *testing.T) {
 	if diff := cmp.Diff([]time.Duration{90 * time.Second}, ages); diff != "" {
 		t.Errorf("ages (-want +got):\n%s", diff)
 	}
-	c.step(time.Hour - 90*time.Second)
+	c.Advance(time.Hour - 90*time.Second)
 	if a := check(t, e, message("a")); a.Decision != engine.Fresh {
 		t.Errorf("after ttl: %s, want FRESH", a.Decision)
 	}
@@ -153,7 +154,7 @@ func TestAStoreErrorIsNeverADecisionButUnderFailOpen(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := engine.New(compile(t, test.mods...), failing(down), engine.Options{Now: newClock().now})
+			e := engine.New(compile(t, test.mods...), failing(down), engine.Options{Now: storetest.NewClock().Now})
 			got := check(t, e, message("a"))
 			test.want.Key = "billing:a"
 			sameCode := cmp.Comparer(func(a, b error) bool {
@@ -201,15 +202,15 @@ func TestUnderShadowEveryMessagePassesAndItsAnswerIsTold(t *testing.T) {
 }
 
 func TestTheAttemptIsMadeOnceForAllRetriesOfTheDriver(t *testing.T) {
-	c := newClock()
-	inner := memory.New(memory.Options{MaxEntries: 10, Now: c.now})
+	c := storetest.NewClock()
+	inner := memory.New(memory.Options{MaxEntries: 10, Now: c.Now})
 	// The first reply is lost and the driver sends its commands again, as go-redis does.
 	retrying := storeFunc(func(ctx context.Context, ops []store.Op, results []store.Result) {
 		inner.Apply(ctx, ops, make([]store.Result, len(ops)))
 		inner.Apply(ctx, ops, results)
 	})
 	for _, mods := range [][]func(*v1alpha1.DedupPolicySpec){nil, {claimMode}} {
-		e := engine.New(compile(t, mods...), retrying, engine.Options{Now: c.now})
+		e := engine.New(compile(t, mods...), retrying, engine.Options{Now: c.Now})
 		id := fmt.Sprint("m", len(mods))
 		if a := check(t, e, message(id)); a.Decision != engine.Fresh {
 			t.Errorf("%s after a lost reply, want FRESH", a.Decision)
@@ -225,7 +226,7 @@ func TestTwoChecksWithoutAnAttemptAreTwoAttempts(t *testing.T) {
 			results[i] = store.Result{Outcome: store.Granted}
 		}
 	})
-	e := engine.New(compile(t), s, engine.Options{Now: newClock().now})
+	e := engine.New(compile(t), s, engine.Options{Now: storetest.NewClock().Now})
 	e.Check(t.Context(), []engine.Request{message("a"), message("a")})
 	e.Check(t.Context(), []engine.Request{message("a")})
 	if len(owners) != 3 || owners[record.Owner{}] {
@@ -234,15 +235,15 @@ func TestTwoChecksWithoutAnAttemptAreTwoAttempts(t *testing.T) {
 }
 
 func TestABatchIsOneCallOfTheStore(t *testing.T) {
-	c := newClock()
-	inner := memory.New(memory.Options{MaxEntries: 100_000, Now: c.now})
+	c := storetest.NewClock()
+	inner := memory.New(memory.Options{MaxEntries: 100_000, Now: c.Now})
 	var calls, ops atomic.Int64
 	counting := storeFunc(func(ctx context.Context, batch []store.Op, results []store.Result) {
 		calls.Add(1)
 		ops.Add(int64(len(batch)))
 		inner.Apply(ctx, batch, results)
 	})
-	e := engine.New(compile(t), counting, engine.Options{Now: c.now})
+	e := engine.New(compile(t), counting, engine.Options{Now: c.Now})
 	const goroutines, batches, size = 8, 20, 50
 	var fresh atomic.Int64
 	var wg sync.WaitGroup
@@ -288,7 +289,7 @@ func TestOverloadIsNeverUnchecked(t *testing.T) {
 		"FailOpen, mode Claim": {failOpen, claimMode},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := engine.New(compile(t, mods...), failing(over), engine.Options{Now: newClock().now})
+			e := engine.New(compile(t, mods...), failing(over), engine.Options{Now: storetest.NewClock().Now})
 			a := check(t, e, message("a"))
 			var err *engine.Error
 			if !errors.As(a.Err, &err) || err.Code != engine.Overloaded || err.RetryAfter <= 0 || a.Decision != "" {
@@ -300,7 +301,7 @@ func TestOverloadIsNeverUnchecked(t *testing.T) {
 		})
 	}
 	a := check(t, newBench(t, claimMode).Engine, message("a"))
-	e := engine.New(compile(t, claimMode), failing(over), engine.Options{Now: newClock().now})
+	e := engine.New(compile(t, claimMode), failing(over), engine.Options{Now: storetest.NewClock().Now})
 	if s := settle(t, e, store.Complete, a); codeOf(s.Err) != "OVERLOADED" {
 		t.Errorf("%+v, want OVERLOADED", s)
 	}
@@ -313,8 +314,8 @@ func TestACallerThatLeavesGetsIndeterminateAndItsWriteCompletes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := newClock()
-				inner := memory.New(memory.Options{MaxEntries: 10, Now: c.now})
+				c := storetest.NewClock()
+				inner := memory.New(memory.Options{MaxEntries: 10, Now: c.Now})
 				slow := storeFunc(func(ctx context.Context, ops []store.Op, results []store.Result) {
 					time.Sleep(500 * time.Millisecond) // the fake clock's
 					if ctx.Err() != nil {
@@ -322,7 +323,7 @@ func TestACallerThatLeavesGetsIndeterminateAndItsWriteCompletes(t *testing.T) {
 					}
 					inner.Apply(ctx, ops, results)
 				})
-				e := engine.New(compile(t, mods...), slow, engine.Options{Now: c.now})
+				e := engine.New(compile(t, mods...), slow, engine.Options{Now: c.Now})
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				defer cancel()
 				got := e.Check(ctx, []engine.Request{attempt("a", "x")})
@@ -367,16 +368,16 @@ func TestEveryCallOfTheStoreHasADeadline(t *testing.T) {
 }
 
 func TestTheObserverIsTold(t *testing.T) {
-	c := newClock()
+	c := storetest.NewClock()
 	var told []string
-	inner := memory.New(memory.Options{MaxEntries: 10, Now: c.now})
+	inner := memory.New(memory.Options{MaxEntries: 10, Now: c.Now})
 	halfFull := storeFunc(func(ctx context.Context, ops []store.Op, results []store.Result) {
 		inner.Apply(ctx, ops, results)
 		if len(ops) == 2 {
 			results[1] = store.Result{Err: store.ErrFull}
 		}
 	})
-	e := engine.New(compile(t, claimMode), halfFull, engine.Options{Now: c.now, Observe: engine.Observer{
+	e := engine.New(compile(t, claimMode), halfFull, engine.Options{Now: c.Now, Observe: engine.Observer{
 		Checked: func(a *engine.Answer) { told = append(told, "checked "+outcomes([]engine.Answer{*a})) },
 		Settled: func(verb store.Verb, err error) { told = append(told, fmt.Sprint("settled ", verb, err)) },
 	}})
@@ -398,7 +399,7 @@ func TestCheckAllocatesLittle(t *testing.T) {
 			results[i] = store.Result{Outcome: store.Granted}
 		}
 	})
-	e := engine.New(compile(t), s, engine.Options{Now: newClock().now})
+	e := engine.New(compile(t), s, engine.Options{Now: storetest.NewClock().Now})
 	reqs := make([]engine.Request, 100)
 	for i := range reqs {
 		reqs[i] = message(fmt.Sprint(i))
@@ -431,7 +432,7 @@ func FuzzDecisions(f *testing.F) {
 			result.Err = errs[failure]
 		}
 		s := storeFunc(func(_ context.Context, _ []store.Op, results []store.Result) { results[0] = result })
-		a := check(t, engine.New(p, s, engine.Options{Now: newClock().now}), message("a"))
+		a := check(t, engine.New(p, s, engine.Options{Now: storetest.NewClock().Now}), message("a"))
 
 		if (a.Decision == "") == (a.Err == nil) {
 			t.Fatalf("%+v: a decision or an error, one of them", a)

@@ -2,9 +2,7 @@ package engine_test
 
 import (
 	"context"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/engine"
@@ -12,27 +10,8 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/policy"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
 )
-
-// clock is a clock that only moves when it is told to.
-type clock struct {
-	mu sync.Mutex
-	t  time.Time // guarded by mu
-}
-
-func newClock() *clock { return &clock{t: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)} }
-
-func (c *clock) now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) step(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
 
 // compile returns a policy by the header id, with an hour's ttl, as changed by mods.
 func compile(tb testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *policy.Policy {
@@ -67,15 +46,15 @@ func byPath(s *v1alpha1.DedupPolicySpec) {
 // bench is an engine on a memory store, and their clock.
 type bench struct {
 	*engine.Engine
-	clock *clock
+	clock *storetest.Clock
 	store store.Store
 }
 
 func newBench(tb testing.TB, mods ...func(*v1alpha1.DedupPolicySpec)) *bench {
 	tb.Helper()
-	c := newClock()
-	s := memory.New(memory.Options{MaxEntries: 1000, Now: c.now})
-	return &bench{Engine: engine.New(compile(tb, mods...), s, engine.Options{Now: c.now}), clock: c, store: s}
+	c := storetest.NewClock()
+	s := memory.New(memory.Options{MaxEntries: 1000, Now: c.Now})
+	return &bench{Engine: engine.New(compile(tb, mods...), s, engine.Options{Now: c.Now}), clock: c, store: s}
 }
 
 // check checks one message and returns its answer.

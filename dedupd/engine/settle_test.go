@@ -13,6 +13,7 @@ import (
 	"github.com/dedupd/dedup-operator/dedupd/record"
 	"github.com/dedupd/dedup-operator/dedupd/store"
 	"github.com/dedupd/dedup-operator/dedupd/store/memory"
+	"github.com/dedupd/dedup-operator/dedupd/store/storetest"
 )
 
 // codeOf is the code of an *engine.Error, or what else the error says.
@@ -37,7 +38,7 @@ func TestAClaimIsGrantedWithTokenFenceAndLease(t *testing.T) {
 	if err != nil || token.Fence != 1 {
 		t.Errorf("token %q: %+v, %v", a.Token, token, err)
 	}
-	b.clock.step(10 * time.Second)
+	b.clock.Advance(10 * time.Second)
 	if a := check(t, b.Engine, message("a")); a.Decision != engine.InProgress || a.RetryAfter != 20*time.Second {
 		t.Errorf("%s, retry after %s, want IN_PROGRESS, 20s", a.Decision, a.RetryAfter)
 	}
@@ -54,11 +55,11 @@ func TestACompletedMessageIsADuplicateForAWholeTTL(t *testing.T) {
 			t.Errorf("%+v, want COMPLETED", s)
 		}
 	}
-	b.clock.step(time.Hour - time.Millisecond)
+	b.clock.Advance(time.Hour - time.Millisecond)
 	if got := check(t, b.Engine, message("a")); got.Decision != engine.Duplicate || !got.FirstSeen.Equal(a.FirstSeen) {
 		t.Errorf("%+v, want DUPLICATE, first seen %s", got, a.FirstSeen)
 	}
-	b.clock.step(time.Millisecond)
+	b.clock.Advance(time.Millisecond)
 	if got := check(t, b.Engine, message("a")); got.Decision != engine.Fresh {
 		t.Errorf("%s, want FRESH", got.Decision)
 	}
@@ -67,7 +68,7 @@ func TestACompletedMessageIsADuplicateForAWholeTTL(t *testing.T) {
 func TestAHolderThatWasTakenOverCannotSettle(t *testing.T) {
 	b := newBench(t, claimMode)
 	first := check(t, b.Engine, message("a"))
-	b.clock.step(31 * time.Second)
+	b.clock.Advance(31 * time.Second)
 	second := check(t, b.Engine, message("a"))
 	if second.Decision != engine.Fresh || second.Fence != 2 || !second.FirstSeen.Equal(first.FirstSeen) {
 		t.Errorf("%+v, want FRESH with fence 2", second)
@@ -88,11 +89,11 @@ func TestAHolderThatWasTakenOverCannotSettle(t *testing.T) {
 func TestRenewKeepsAClaimAndReleaseGivesItBack(t *testing.T) {
 	b := newBench(t, claimMode)
 	a := check(t, b.Engine, message("a"))
-	b.clock.step(25 * time.Second)
+	b.clock.Advance(25 * time.Second)
 	if s := settle(t, b.Engine, store.Renew, a); s.Err != nil || s.Lease != 30*time.Second || s.State != "CLAIMED" {
 		t.Errorf("%+v, want CLAIMED for 30s", s)
 	}
-	b.clock.step(25 * time.Second)
+	b.clock.Advance(25 * time.Second)
 	if got := check(t, b.Engine, message("a")); got.Decision != engine.InProgress {
 		t.Errorf("%s, want IN_PROGRESS", got.Decision)
 	}
@@ -105,7 +106,7 @@ func TestRenewKeepsAClaimAndReleaseGivesItBack(t *testing.T) {
 	if got := check(t, b.Engine, message("a")); got.Decision != engine.Fresh || got.Fence != 2 {
 		t.Errorf("%+v, want FRESH with fence 2", got)
 	}
-	b.clock.step(2 * time.Hour)
+	b.clock.Advance(2 * time.Hour)
 	if s := settle(t, b.Engine, store.Complete, a); codeOf(s.Err) != "STALE_TOKEN" || !strings.Contains(s.Err.Error(), "ttl") {
 		t.Errorf("%+v, want STALE_TOKEN", s)
 	}
@@ -168,7 +169,7 @@ func TestABatchOfSettlementsKeepsItsOrder(t *testing.T) {
 
 func TestAStoreThatIsDownSettlesNothingEvenUnderFailOpen(t *testing.T) {
 	a := check(t, newBench(t, claimMode).Engine, message("a"))
-	e := engine.New(compile(t, claimMode, failOpen, shadow), failing(store.ErrUnavailable), engine.Options{Now: newClock().now})
+	e := engine.New(compile(t, claimMode, failOpen, shadow), failing(store.ErrUnavailable), engine.Options{Now: storetest.NewClock().Now})
 	if s := settle(t, e, store.Complete, a); codeOf(s.Err) != "UNAVAILABLE" {
 		t.Errorf("%+v, want UNAVAILABLE", s)
 	}
@@ -181,10 +182,10 @@ func TestAStoreThatIsDownSettlesNothingEvenUnderFailOpen(t *testing.T) {
 }
 
 func TestAClaimOutlivesAChangeOfTheMode(t *testing.T) {
-	c := newClock()
-	s := memory.New(memory.Options{MaxEntries: 10, Now: c.now})
-	claims := engine.New(compile(t, claimMode), s, engine.Options{Now: c.now})
-	marks := engine.New(compile(t, func(s *v1alpha1.DedupPolicySpec) { s.TTL = "10s" }), s, engine.Options{Now: c.now})
+	c := storetest.NewClock()
+	s := memory.New(memory.Options{MaxEntries: 10, Now: c.Now})
+	claims := engine.New(compile(t, claimMode), s, engine.Options{Now: c.Now})
+	marks := engine.New(compile(t, func(s *v1alpha1.DedupPolicySpec) { s.TTL = "10s" }), s, engine.Options{Now: c.Now})
 	a := check(t, claims, message("a"))
 	if got := settle(t, marks, store.Renew, a); got.Err != nil || got.Lease != 5*time.Second {
 		t.Errorf("%+v, want a lease of half the ttl", got)
@@ -206,7 +207,7 @@ func TestAKeyCanBeLookedUpAndForgotten(t *testing.T) {
 		t.Errorf("forget: %v, %v, want that there was nothing", existed, err)
 	}
 	a := check(t, b.Engine, message("a"))
-	b.clock.step(10 * time.Second)
+	b.clock.Advance(10 * time.Second)
 	found, err := b.Lookup(t.Context(), a.Key)
 	if err != nil {
 		t.Fatal(err)

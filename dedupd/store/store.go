@@ -110,6 +110,18 @@ var (
 	ErrCorrupt = record.ErrCorrupt
 )
 
+// Problem is an error in the words of the one who wrote the policy: the field, its value and
+// what would be right.
+type Problem struct {
+	Text string
+
+	// Kinds are the errors that it is, for errors.Is and errors.As.
+	Kinds []error
+}
+
+func (p *Problem) Error() string   { return p.Text }
+func (p *Problem) Unwrap() []error { return p.Kinds }
+
 // Store remembers. Implementations are safe for concurrent use.
 type Store interface {
 	// Apply carries out ops in order and sets results[i] for ops[i]; the slices have equal

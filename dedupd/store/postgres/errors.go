@@ -21,17 +21,17 @@ import (
 func (s *server) explain(err error, key string) error {
 	switch code(err) {
 	case codeDiskFull:
-		return &unreached.Problem{
+		return &store.Problem{
 			Text:  s.At("", "the server's disk is full: give it more, or shorten ttl"),
 			Kinds: []error{store.ErrUnavailable, store.ErrFull, err},
 		}
 	case codeTooLong:
-		return &unreached.Problem{
+		return &store.Problem{
 			Text:  fmt.Sprintf("the key %.64q… of %d bytes is longer than an index of PostgreSQL takes", key, len(key)),
 			Kinds: []error{store.ErrUnavailable, err},
 		}
 	}
-	return &unreached.Problem{Text: s.unavailable(err), Kinds: []error{store.ErrUnavailable, err}}
+	return &store.Problem{Text: s.unavailable(err), Kinds: []error{store.ErrUnavailable, err}}
 }
 
 func (s *server) unavailable(err error) string {

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // minVersion is the oldest server that has what dedupd uses, which is the range scan by ctid.
@@ -27,13 +26,13 @@ func (s *Store) Health(ctx context.Context) store.Health {
 		return unknown(err)
 	}
 	if f.version/10000 < minVersion {
-		return store.Health{Safety: store.SafetyUnknown, Err: &unreached.Problem{
+		return store.Health{Safety: store.SafetyUnknown, Err: &store.Problem{
 			Text:  s.server.At("", fmt.Sprintf("the server is PostgreSQL %d: dedupd needs %d or newer", f.version/10000, minVersion)),
 			Kinds: []error{store.ErrUnavailable},
 		}}
 	}
 	if f.readOnly {
-		return store.Health{Safety: store.SafetyUnknown, Err: &unreached.Problem{Text: s.server.At("", readOnly), Kinds: []error{store.ErrUnavailable}}}
+		return store.Health{Safety: store.SafetyUnknown, Err: &store.Problem{Text: s.server.At("", readOnly), Kinds: []error{store.ErrUnavailable}}}
 	}
 	if err := s.schema.ready(ctx); err != nil {
 		return unknown(err)

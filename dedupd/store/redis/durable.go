@@ -14,7 +14,6 @@ import (
 
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // With store.redis.durability nothing is granted before enough replicas have it.
@@ -152,7 +151,7 @@ func (d *durable) missing(a acknowledged) error {
 	default:
 		text = field + ": not known to be on replicas: " + d.store.server.unavailable(a.err)
 	}
-	return &unreached.Problem{Text: text, Kinds: []error{store.ErrUnavailable}}
+	return &store.Problem{Text: text, Kinds: []error{store.ErrUnavailable}}
 }
 
 // acknowledgements are those of the commands, and of the operations, of one Apply.

@@ -30,18 +30,18 @@ func (s *server) explain(err error, key string) error {
 		if isReply(err) {
 			what = store.ErrCorrupt.Error() + ": a value of another type"
 		}
-		return &unreached.Problem{
+		return &store.Problem{
 			Text:  fmt.Sprintf("store.redis.keyPrefix: under the key %q stands %s; give dedupd a prefix, or a server, that nothing else writes to", key, what),
 			Kinds: []error{store.ErrCorrupt, store.ErrUnavailable, err},
 		}
 	}
 	if redis.HasErrorPrefix(err, "OOM ") {
-		return &unreached.Problem{
+		return &store.Problem{
 			Text:  s.At("", "the server is out of memory (OOM) and evicts nothing: raise its maxmemory, or shorten ttl"),
 			Kinds: []error{store.ErrUnavailable, store.ErrFull, err},
 		}
 	}
-	return &unreached.Problem{Text: s.unavailable(err), Kinds: []error{store.ErrUnavailable, err}}
+	return &store.Problem{Text: s.unavailable(err), Kinds: []error{store.ErrUnavailable, err}}
 }
 
 func (s *server) unavailable(err error) string {

@@ -15,7 +15,6 @@ import (
 	"github.com/dedupd/dedup-operator/api/v1alpha1"
 	"github.com/dedupd/dedup-operator/dedupd/key"
 	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // hashes are how messages share hashes, with keyFormat Compact or Dense. What a key costs by
@@ -121,7 +120,7 @@ func (b *hashBatch) lay() []call {
 		at, err := b.place(&b.ops[i])
 		if err != nil {
 			text := fmt.Sprintf("store.redis.keyFormat %s: %v", b.hashes.format, err)
-			b.results[i] = store.Result{Err: &unreached.Problem{Text: text, Kinds: []error{store.ErrUnavailable}}}
+			b.results[i] = store.Result{Err: &store.Problem{Text: text, Kinds: []error{store.ErrUnavailable}}}
 			continue
 		}
 		b.places[i] = at

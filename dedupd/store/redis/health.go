@@ -11,7 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/dedupd/dedup-operator/dedupd/store"
-	"github.com/dedupd/dedup-operator/dedupd/store/unreached"
 )
 
 // Health implements store.Store. It asks the server, or each primary of a cluster, answers with
@@ -126,7 +125,7 @@ func parseInfo(text string) map[string]string {
 func (s *server) usable(facts map[string]string) error {
 	version := facts["redis_version"]
 	if major, err := strconv.Atoi(strings.SplitN(version, ".", 2)[0]); err == nil && major < 7 {
-		return &unreached.Problem{
+		return &store.Problem{
 			Text:  s.At("", fmt.Sprintf("the server is Redis %s: dedupd needs Redis 7.0 or newer, or Valkey 7.2 or newer", version)),
 			Kinds: []error{store.ErrUnavailable},
 		}

@@ -13,18 +13,6 @@ import (
 	"time"
 )
 
-// Problem is an error in the words of the one who wrote the policy: the field, its value and
-// what would be right.
-type Problem struct {
-	Text string
-
-	// Kinds are the errors that it is, for errors.Is and errors.As.
-	Kinds []error
-}
-
-func (p *Problem) Error() string   { return p.Text }
-func (p *Problem) Unwrap() []error { return p.Kinds }
-
 // Dial is why there is no connection to an address.
 type Dial struct {
 	Addr string
