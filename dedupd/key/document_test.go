@@ -32,7 +32,7 @@ func TestLargeDocumentsWaitTheirTurn(t *testing.T) {
 	read([]byte("[0]")).release() // a small one does not wait
 	select {
 	case err := <-next:
-		t.Errorf("one more is read at once: %v", err)
+		t.Fatalf("one more is read at once: %v", err)
 	case <-time.After(20 * time.Millisecond):
 	}
 	for _, d := range held {
